@@ -1,0 +1,346 @@
+/* agent: what the files of the guest program share.
+ *
+ * The agent uses libc alone, is single-threaded, and is a program that may be PID 1: it never
+ * aborts on input. Errors are a struct fail that the caller owns; a function that can fail returns
+ * -1 and fills it. Its parts are also built natively as a library for the tests. */
+#pragma once
+
+#include "builder/frames.h"
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
+
+/* --- util.c: errors, memory, texts, files --- */
+
+struct fail {
+    enum fail_kind kind;
+    char text[1024];
+};
+int fail_set(struct fail *f, enum fail_kind kind, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+/* "<what>: <strerror>"; a full disk is FAIL_SPACE. */
+int fail_sys(struct fail *f, int err, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
+/* Small allocations; the agent ends ("out of memory") when there is none. */
+void *ag_alloc(size_t n) __attribute__((returns_nonnull));
+void *ag_realloc(void *p, size_t n) __attribute__((returns_nonnull));
+char *ag_strndup(const void *p, size_t n);
+char *ag_strdup(const char *s);
+
+/* A NULL-terminated list of owned strings. A zeroed struct is an empty one. */
+struct words {
+    char **v;
+    size_t n, cap;
+};
+void words_add(struct words *w, const char *s);
+void words_take(struct words *w, char *s);
+void words_release(struct words *w);
+
+/* A growing text, always NUL-terminated once something was added. */
+struct text {
+    char *p;
+    size_t n, cap;
+};
+void text_add(struct text *t, const void *p, size_t n);
+void text_puts(struct text *t, const char *s);
+void text_release(struct text *t);
+
+int64_t now_ms(void); /* monotonic */
+int write_all(int fd, const void *p, size_t n);
+/* The whole file, at most @max bytes; -1 with errno (EFBIG above @max). */
+int read_file(const char *path, size_t max, struct text *out);
+/* Truncates and writes. -1 with errno. */
+int write_file(const char *path, const void *p, size_t n, mode_t mode);
+/* One word into a file of proc or sysfs; what the kernel says is ignored on purpose. */
+void poke(const char *path, const char *word);
+/* mkdir -p of an absolute or relative path. -1 with errno. */
+int make_dirs(const char *path, mode_t mode);
+/* Decimal digits and nothing else, at most @max. */
+bool parse_number(const char *s, uint64_t max, uint64_t *v);
+void close_from(int first, int keep1, int keep2);
+/* Copies owner, mode, xattrs and times of folder @from to folder @to (both open). */
+int copy_dir_attributes(int from, int to);
+
+/* --- chan.c: frames over a stream --- */
+
+struct chan {
+    int fd;
+    bool hungup;  /* the other side is gone */
+    uint32_t max; /* largest payload taken */
+    uint8_t *in;
+    size_t in_len, in_cap;
+    uint8_t *out; /* FRAME_HEAD + FRAME_REPLY_MAX, for the frame being written */
+};
+void chan_init(struct chan *c, int fd, uint32_t max);
+void chan_release(struct chan *c); /* closes the fd */
+/* Reads what is there (one read). 0, or -1 when the other side is gone. */
+int chan_fill(struct chan *c);
+/* Takes one whole frame: 1 and *@h and *@payload (borrowed until the next call of chan_fill or
+ * chan_pop), 0 when there is none yet, -1 when the bytes are no frame. */
+int chan_peek(struct chan *c, struct frame_head *h, const uint8_t **payload);
+void chan_pop(struct chan *c, const struct frame_head *h);
+/* Waits until the whole frame is written. A peer that is gone is remembered in hungup. */
+int chan_send(struct chan *c, const struct frame_out *o);
+int chan_send_bytes(struct chan *c, const void *p, size_t n);
+int chan_send_empty(struct chan *c, enum frame_type type, uint32_t step);
+int chan_send_text(struct chan *c, enum frame_type type, uint32_t step, const char *text);
+int chan_send_fail(struct chan *c, uint32_t step, const struct fail *f);
+int chan_send_output(struct chan *c, uint32_t step, int stream, const void *p, size_t n);
+void chan_note(struct chan *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* --- users.c: /etc/passwd and /etc/group, parsed by hand --- */
+
+struct ident {
+    uid_t uid;
+    gid_t gid;
+    gid_t groups[64]; /* supplementary */
+    size_t n_groups;
+    char name[256];  /* or the number */
+    char home[256];  /* "/" when unknown */
+    char shell[256]; /* may be "" */
+};
+/* @spec as in an image config: "", "user", "uid", "user:group", "uid:gid" and mixed. @passwd and
+ * @group are the files' texts, NULL when missing. */
+int ident_resolve(const char *spec, const char *passwd, const char *group, struct ident *out,
+                  struct fail *f);
+/* The same with the files of the root folder that we are in. */
+int ident_load(const char *spec, struct ident *out, struct fail *f);
+bool user_name_ok(const char *name);
+/* Makes the user (passwd, group, shadow, home, sudo) unless passwd has the name. 1: made, 0: was
+ * there. */
+int user_ensure(const char *name, struct fail *f);
+
+/* --- env.c: environments and login shells --- */
+
+/* Adds "K=V", replacing an earlier K. Anything without a name is dropped. */
+void env_set(struct words *env, const char *pair);
+const char *env_get(const struct words *env, const char *name);
+void env_default(struct words *env, const char *name, const char *value);
+#define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+/* The program @name in @path is there and executable (a name with a slash is taken as it is). */
+bool program_exists(const char *name, const char *path);
+/* SCRIPT with a line in front that puts back what a login profile dropped from @path. Owned. */
+char *login_script(const char *path, const char *script);
+/* argv for a script: bash -lc, or sh -lc where there is no bash in @path (NULL: the default). */
+void script_argv(struct words *argv, const char *script, const char *path);
+/* Gives ["bash"|"sh", "-lc", STRING...] the same treatment; others stay. */
+void mend_login_argv(struct words *argv, const char *path);
+
+/* --- job.c: one running command --- */
+
+struct stream {
+    int fd; /* -1: closed */
+    int number;
+    size_t len;
+    int64_t since; /* when the oldest byte in buf came */
+    uint8_t buf[FRAME_OUTPUT_MAX];
+};
+struct job_spec {
+    const struct words *argv;
+    const struct words *env;
+    const struct ident *who;
+    const char *workdir; /* made when missing; NULL: / */
+    bool contained;      /* the capabilities of a container, not all of them */
+    bool console;        /* stdin, stdout and stderr are the console: nothing is captured */
+    int64_t timeout_ms;  /* 0: none */
+    uint32_t step;
+};
+struct job {
+    pid_t pid; /* 0: no job */
+    uint32_t step;
+    bool exited, timed_out, contained;
+    int status;
+    int64_t started, ended;
+    int64_t term_at, kill_at, drain_until; /* 0: not set */
+    int64_t cpu_ms;
+    uint64_t max_rss_kib;
+    struct stream out[2];
+};
+typedef void job_sink(void *arg, uint32_t step, int stream, const void *p, size_t n);
+int job_start(struct job *j, const struct job_spec *spec, struct fail *f);
+/* waitpid() gave us its end. */
+struct rusage;
+void job_exited(struct job *j, int status, const struct rusage *ru);
+/* Reads what is there, hands on what is due, sends the signals that are due. True when it is over:
+ * ended, and its output drained. */
+bool job_work(struct job *j, int64_t now, job_sink *sink, void *arg);
+/* Milliseconds until job_work() has something to do; -1: nothing by itself. */
+int job_timeout(const struct job *j, int64_t now);
+void job_close(struct job *j);
+/* STEP_DONE of it. */
+int job_report(const struct job *j, struct chan *c);
+int exit_code_of(int status);
+struct pollfd;
+size_t job_pollfds(const struct job *j, struct pollfd *p);
+
+/* --- tar.c: an OCI layer tar, written in order --- */
+
+struct xattr {
+    char *name;
+    uint8_t *value;
+    size_t len;
+};
+struct tar_entry {
+    const char *path; /* relative to the root, no leading slash; folders without a trailing one */
+    char type; /* '0' file, '1' hardlink, '2' symlink, '3' char, '4' block, '5' folder, '6' fifo */
+    mode_t mode;
+    uint32_t uid, gid;
+    int64_t mtime;
+    uint32_t mtime_ns;
+    uint64_t size; /* '0' alone */
+    const char *link;
+    unsigned major, minor;
+    const struct xattr *xattrs;
+    size_t n_xattrs;
+};
+struct tar_out {
+    int fd;
+    uint64_t start, at; /* where this tar begins, and the next byte goes */
+    uint64_t limit;     /* size of the output, 0: none known */
+    uint8_t *buf;
+    size_t len;
+    uint64_t entries;
+};
+int tar_open(struct tar_out *t, int fd, uint64_t offset, uint64_t limit, struct fail *f);
+/* The content of a file ('0') follows from @fd; holes above 1 MiB are kept as a sparse entry. */
+int tar_add(struct tar_out *t, const struct tar_entry *e, int fd, struct fail *f);
+/* The end marks, and everything on the disk. */
+int tar_close(struct tar_out *t, struct fail *f);
+void tar_release(struct tar_out *t);
+
+/* --- takeout.c: the diff of a frozen upper --- */
+
+struct takeout {
+    int upper; /* folder */
+    int below; /* merged view of the lowers, the agent's own files included */
+    int image; /* the same without the agent's own files */
+    struct tar_out *tar;
+    void (*note)(void *arg, const char *text);
+    void *arg;
+    uint64_t whiteouts;
+};
+int takeout_run(struct takeout *t, struct fail *f);
+
+/* --- overlay.c: the stack of layers in the scratch folder --- */
+
+struct stack {
+    int scratch;        /* folder; the agent's current folder too */
+    unsigned layers;    /* frozen uppers */
+    bool plain_options; /* this kernel does not know `volatile` */
+    bool user_xattrs;   /* in a user namespace */
+};
+int stack_open(struct stack *s, const char *lower, const char *scratch, struct fail *f);
+/* The agent's own lower: mount points, and resolv.conf, hosts, hostname. */
+int stack_own_files(struct stack *s, const char *hostname, const char *dns, struct fail *f);
+/* Mounts the overlay for a new layer at "m" below scratch. */
+int stack_begin(struct stack *s, struct fail *f);
+/* Unmounts it for real. */
+int stack_freeze(struct stack *s, struct fail *f);
+/* In a process of its own: read-only views of what is below the frozen upper. */
+int stack_views(struct stack *s, struct takeout *t, struct fail *f);
+void stack_push(struct stack *s);
+
+/* --- layer.c: the init of a layer's namespace --- */
+
+struct setup {
+    struct words env;
+    char *user, *workdir, *runner, *hostname, *dns, *lower, *scratch, *output;
+    uint64_t time_ms;
+};
+void setup_release(struct setup *s);
+int setup_parse(struct setup *s, const uint8_t *p, size_t n, struct fail *f);
+struct layer_spec {
+    char *name, *user, *workdir;
+    struct words env;
+    bool first;
+};
+void layer_spec_release(struct layer_spec *l);
+int layer_parse(struct layer_spec *l, const uint8_t *p, size_t n, struct fail *f);
+struct step_spec {
+    char *script;
+    struct words argv, env;
+    bool root;
+    uint64_t timeout_ms;
+};
+void step_release(struct step_spec *s);
+int step_parse(struct step_spec *s, const uint8_t *p, size_t n, struct fail *f);
+/* Starts it; *@fd is our end of its stream. It answers DONE or FAILED first. */
+int layer_start(const struct setup *s, const struct layer_spec *l, pid_t *pid, int *fd,
+                struct fail *f);
+/* mounts.c: what a root folder needs. In a layer: in the current folder, which then becomes the
+ * root. */
+int mounts_for_layer(struct fail *f);
+void mounts_for_boot(void);
+
+/* --- build.c: the main loop of build mode --- */
+
+struct build_mode {
+    const char *lower, *scratch, *output; /* mounted folders, and the output's path */
+    bool machine; /* we own the machine: set the clock, power off at the end */
+};
+/* Until SHUTDOWN or the end of the stream. @c is the caller's. Returns the exit status. */
+int build_loop(const struct build_mode *m, struct chan *c);
+
+/* --- guest.c: a machine of our own --- */
+
+/* What the kernel's command line tells us ("capsule.mode=build"). */
+struct cmdline {
+    char mode[16], ip[24], gw[16], dns[64], hostname[65];
+    unsigned prefix;
+    bool reboot_ends; /* capsule.poweroff=reboot: a machine without a power switch */
+    bool no_shell;    /* capsule.shell=0 */
+};
+void cmdline_parse(const char *text, struct cmdline *c);
+void cmdline_read(struct cmdline *c);
+/* Says it on the console, which is our stderr. */
+void console_say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+_Noreturn void machine_end(const struct cmdline *c);
+/* "a.b.c.d" to an address in network order. */
+bool ipv4_parse(const char *s, uint32_t *out);
+/* lo, and the first other interface with the address of the command line. */
+int network_up(const struct cmdline *c, struct fail *f);
+/* An open virtio-serial port of our name, or -1. Waits up to @wait_ms for it. */
+int port_open(int64_t wait_ms);
+bool port_connected(int fd);
+/* PID 1 of the initramfs. */
+_Noreturn void guest_main(void);
+
+/* --- bootconf.c: /.capsule/boot.conf, which builder/boot_conf.c writes --- */
+
+struct boot_conf {
+    char *hostname, *health, *user, *workdir, *default_user, *default_workdir;
+    uint16_t port;
+    struct words env, start_argv, start_env;
+    struct step_spec *commands;
+    size_t n_commands;
+};
+#define BOOT_CONF_PATH "/.capsule/boot.conf"
+#define BOOT_CONF_MAX (1u << 20)
+int boot_conf_parse(const char *text, size_t n, struct boot_conf *b, struct fail *f);
+void boot_conf_release(struct boot_conf *b);
+
+/* --- probe.c: is it ready? --- */
+
+struct probe {
+    pid_t pid; /* 0: none runs */
+    int fd;    /* its words */
+    int64_t next_at, started;
+    char last[256];
+};
+/* One look: GET @path, or just a connection when it is NULL or "". True when ready; @text says what
+ * was found. Takes at most about two seconds. */
+bool probe_once(uint16_t port, const char *path, char *text, size_t size);
+/* The status code of an answer's first line; 0 when it is none. */
+unsigned http_status(const char *line, size_t n);
+int probe_start(struct probe *p, uint16_t port, const char *path);
+/* It was reaped: true when ready; p->last is what it said, *@changed whether that is news. */
+bool probe_reaped(struct probe *p, int status, bool *changed);
+
+/* --- boot.c: PID 1 of the finished image --- */
+
+_Noreturn void boot_main(void);

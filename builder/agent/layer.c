@@ -1,0 +1,261 @@
+/* layer: the init of a layer. It lives in namespaces of its own (processes, mounts, IPC, host
+ * name), has the overlay as its root, runs steps one at a time, and takes everything with it when
+ * it is killed. */
+#include "builder/agent/agent.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define LEFT_OPEN_MAX 64
+
+struct init {
+    const struct setup *setup;
+    const struct layer_spec *layer;
+    struct chan up; /* to the main loop */
+    int sigfd;
+    struct job job;
+    /* Pipes that a daemon of an earlier step still writes to: read and dropped, so that it does not
+     * die of SIGPIPE or block. */
+    int left_open[LEFT_OPEN_MAX];
+    size_t n_left_open;
+};
+
+static void drop_left_open(struct init *in, size_t i)
+{
+    (void)close(in->left_open[i]);
+    in->left_open[i] = in->left_open[--in->n_left_open];
+}
+
+static void keep_pipes_of(struct init *in)
+{
+    for (int i = 0; i < 2; i++) {
+        if (in->job.out[i].fd < 0)
+            continue;
+        if (in->n_left_open == LEFT_OPEN_MAX)
+            drop_left_open(in, 0);
+        in->left_open[in->n_left_open++] = in->job.out[i].fd;
+        in->job.out[i].fd = -1;
+    }
+}
+
+static void read_left_open(struct init *in)
+{
+    static char trash[16384];
+    for (size_t i = in->n_left_open; i-- > 0;) {
+        ssize_t n = read(in->left_open[i], trash, sizeof trash);
+        if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
+            drop_left_open(in, i);
+    }
+}
+
+static void sink(void *arg, uint32_t step, int stream, const void *p, size_t n)
+{
+    (void)chan_send_output(arg, step, stream, p, n);
+}
+
+static const char *pick_user(const struct init *in, const struct step_spec *s)
+{
+    if (s->root)
+        return "0";
+    if (in->layer->user)
+        return in->layer->user;
+    if (in->setup->runner)
+        return in->setup->runner;
+    return in->setup->user ? in->setup->user : "";
+}
+
+static void merge_env(struct words *env, const struct words *from)
+{
+    for (size_t i = 0; i < from->n; i++)
+        env_set(env, from->v[i]);
+}
+
+static int start_step(struct init *in, const struct step_spec *s, uint32_t number, struct fail *f)
+{
+    struct words env = {0}, argv = {0};
+    struct ident who;
+    if (ident_load(pick_user(in, s), &who, f) < 0)
+        return -1;
+    merge_env(&env, &in->setup->env);
+    merge_env(&env, &in->layer->env);
+    merge_env(&env, &s->env);
+    const char *declared_path = env_get(&env, "PATH");
+    if (s->script) {
+        script_argv(&argv, s->script, declared_path);
+    } else {
+        for (size_t i = 0; i < s->argv.n; i++)
+            words_add(&argv, s->argv.v[i]);
+        mend_login_argv(&argv, declared_path);
+    }
+    env_default(&env, "PATH", DEFAULT_PATH);
+    env_default(&env, "HOME", who.home);
+    env_default(&env, "USER", who.name);
+    env_default(&env, "LOGNAME", who.name);
+    env_default(&env, "SHELL", who.shell[0] ? who.shell : "/bin/sh");
+    env_default(&env, "TERM", "dumb");
+    const char *dir = in->layer->workdir ? in->layer->workdir : in->setup->workdir;
+    struct job_spec spec = {.argv = &argv,
+                            .env = &env,
+                            .who = &who,
+                            .workdir = dir,
+                            .contained = true,
+                            .timeout_ms = (int64_t)s->timeout_ms,
+                            .step = number};
+    int rc = job_start(&in->job, &spec, f);
+    words_release(&env);
+    words_release(&argv);
+    return rc;
+}
+
+static void on_request(struct init *in)
+{
+    struct frame_head h;
+    const uint8_t *p;
+    struct fail f;
+    int got = chan_peek(&in->up, &h, &p);
+    if (got < 0)
+        _exit(71);
+    if (got == 0)
+        return;
+    struct step_spec s = {0};
+    int rc = -1;
+    if (h.type != FRAME_STEP || in->job.pid)
+        (void)fail_set(&f, FAIL_PROTOCOL, "unexpected request %u", h.type);
+    else if (step_parse(&s, p, h.length, &f) == 0)
+        rc = start_step(in, &s, h.step, &f);
+    step_release(&s);
+    if (rc < 0)
+        (void)chan_send_fail(&in->up, h.step, &f);
+    chan_pop(&in->up, &h);
+}
+
+static void reap(struct init *in)
+{
+    struct signalfd_siginfo si;
+    while (read(in->sigfd, &si, sizeof si) > 0)
+        ;
+    int status;
+    struct rusage ru;
+    pid_t pid;
+    while ((pid = wait4(-1, &status, WNOHANG, &ru)) > 0)
+        if (pid == in->job.pid)
+            job_exited(&in->job, status, &ru);
+}
+
+static _Noreturn void init_loop(struct init *in)
+{
+    for (;;) {
+        struct pollfd pfds[4 + LEFT_OPEN_MAX];
+        size_t n = 0;
+        pfds[n++] = (struct pollfd){.fd = in->up.fd, .events = POLLIN};
+        pfds[n++] = (struct pollfd){.fd = in->sigfd, .events = POLLIN};
+        n += job_pollfds(&in->job, pfds + n);
+        for (size_t i = 0; i < in->n_left_open; i++)
+            pfds[n++] = (struct pollfd){.fd = in->left_open[i], .events = POLLIN};
+        if (poll(pfds, n, job_timeout(&in->job, now_ms())) < 0 && errno != EINTR)
+            _exit(71);
+        if (pfds[0].revents && chan_fill(&in->up) < 0)
+            _exit(0);
+        reap(in);
+        read_left_open(in);
+        if (in->job.pid && job_work(&in->job, now_ms(), sink, &in->up)) {
+            keep_pipes_of(in);
+            (void)job_report(&in->job, &in->up);
+            job_close(&in->job);
+        }
+        on_request(in);
+        if (in->up.hungup)
+            _exit(0);
+    }
+}
+
+static int enter_root(const struct setup *s, struct fail *f)
+{
+    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+        return fail_sys(f, errno, "make the mounts private");
+    if (chdir("m") < 0)
+        return fail_sys(f, errno, "enter the layer");
+    if (mounts_for_layer(f) < 0)
+        return -1;
+    if (syscall(SYS_pivot_root, ".", ".") < 0)
+        return fail_sys(f, errno, "pivot_root");
+    /* The old root lies on top of the new one now. */
+    if (umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
+        return fail_sys(f, errno, "leave the old root");
+    if (s->hostname)
+        (void)!sethostname(s->hostname, strlen(s->hostname));
+    return 0;
+}
+
+static _Noreturn void init_main(const struct setup *s, const struct layer_spec *l, int fd)
+{
+    static struct init in;
+    struct fail f;
+    (void)prctl(PR_SET_PDEATHSIG, SIGKILL, 0UL, 0UL, 0UL);
+    (void)prctl(PR_SET_DUMPABLE, 0UL, 0UL, 0UL, 0UL);
+    (void)setsid();
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (null >= 0) {
+        (void)dup2(null, 0);
+        (void)dup2(null, 1);
+    }
+    close_from(3, fd, -1);
+    in = (struct init){.setup = s, .layer = l};
+    in.job.out[0].fd = in.job.out[1].fd = -1;
+    chan_init(&in.up, fd, FRAME_REQUEST_MAX);
+    sigset_t set;
+    (void)sigemptyset(&set);
+    (void)sigaddset(&set, SIGCHLD);
+    (void)sigprocmask(SIG_BLOCK, &set, NULL);
+    (void)signal(SIGPIPE, SIG_IGN);
+    in.sigfd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    int rc = in.sigfd < 0 ? fail_sys(&f, errno, "signalfd") : enter_root(s, &f);
+    if (rc == 0 && l->first && s->runner) {
+        int made = user_ensure(s->runner, &f);
+        if (made > 0)
+            chan_note(&in.up, "user %s was made", s->runner);
+        rc = made < 0 ? -1 : 0;
+    }
+    if (rc < 0) {
+        (void)chan_send_fail(&in.up, 0, &f);
+        _exit(1);
+    }
+    (void)chan_send_empty(&in.up, FRAME_DONE, 0);
+    init_loop(&in);
+}
+
+int layer_start(const struct setup *s, const struct layer_spec *l, pid_t *pid, int *fd,
+                struct fail *f)
+{
+    int pair[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
+        return fail_sys(f, errno, "socketpair");
+    unsigned long flags = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | SIGCHLD;
+    /* As fork() does it, with namespaces: no stack is given, so the child goes on here. */
+    long got = syscall(SYS_clone, flags, 0, 0, 0, 0);
+    if (got == 0)
+        init_main(s, l, pair[1]);
+    int saved = errno;
+    (void)close(pair[1]);
+    if (got < 0) {
+        (void)close(pair[0]);
+        return fail_sys(f, saved, "start the layer's namespaces");
+    }
+    *pid = (pid_t)got;
+    *fd = pair[0];
+    return 0;
+}

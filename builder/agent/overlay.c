@@ -1,0 +1,230 @@
+/* overlay: the stack of layers in the scratch folder, which is our current folder, so that lowers
+ * have short names (mount options end at 4 KiB):
+ *
+ *     l        link to the image's mounted file system, the lowest
+ *     a        the agent's own lower: mount points, resolv.conf, hosts, hostname
+ *     u0, u1.. uppers, one a layer; all but the newest are frozen and serve as lowers
+ *     w0, w1.. their work folders
+ *     m        where the running layer is mounted
+ *     va, vi   views of the lowers with and without `a`, mounted in the process that takes a diff
+ * out
+ */
+#include "builder/agent/agent.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LAYERS_MAX 400
+
+int stack_open(struct stack *s, const char *lower, const char *scratch, struct fail *f)
+{
+    *s = (struct stack){.scratch = -1};
+    if (chdir(scratch) < 0)
+        return fail_sys(f, errno, "scratch folder %s", scratch);
+    s->scratch = open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (s->scratch < 0)
+        return fail_sys(f, errno, "scratch folder %s", scratch);
+    (void)umask(0);
+    if (symlink(lower, "l") < 0)
+        return fail_sys(f, errno, "scratch folder %s: it was used before, or cannot be written",
+                        scratch);
+    static const char *const folders[] = {"a", "m", "va", "vi"};
+    for (size_t i = 0; i < ARRAY_LEN(folders); i++)
+        if (mkdir(folders[i], 0755) < 0)
+            return fail_sys(f, errno, "scratch: make %s", folders[i]);
+    return 0;
+}
+
+/* Gives folder @to the attributes of folder @from. */
+static int like(const char *from, const char *to, struct fail *f)
+{
+    int a = open(from, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int b = open(to, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int rc = a < 0 || b < 0 || copy_dir_attributes(a, b) < 0;
+    int saved = errno;
+    if (a >= 0)
+        (void)close(a);
+    if (b >= 0)
+        (void)close(b);
+    return rc ? fail_sys(f, saved, "scratch: copy the attributes of %s", from) : 0;
+}
+
+static bool is_folder(const char *path)
+{
+    struct stat st;
+    return lstat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+static int own_file(const char *path, const char *content, struct fail *f)
+{
+    if (write_file(path, content, strlen(content), 0644) < 0)
+        return fail_sys(f, errno, "scratch: write %s", path);
+    return 0;
+}
+
+int stack_own_files(struct stack *s, const char *hostname, const char *dns, struct fail *f)
+{
+    (void)s;
+    static const char *const points[] = {"proc", "sys", "dev", "run"};
+    char path[64], text[512];
+    for (size_t i = 0; i < ARRAY_LEN(points); i++) {
+        (void)snprintf(path, sizeof path, "l/%s", points[i]);
+        if (is_folder(path))
+            continue; /* the image's own serves */
+        path[0] = 'a';
+        if (mkdir(path, 0755) < 0)
+            return fail_sys(f, errno, "scratch: make %s", path);
+    }
+    struct stat st;
+    bool no_etc = lstat("l/etc", &st) < 0;
+    if (!no_etc && !S_ISDIR(st.st_mode))
+        return fail_set(f, FAIL_IMAGE, "the image's /etc is not a folder");
+    if (mkdir("a/etc", 0755) < 0)
+        return fail_sys(f, errno, "scratch: make a/etc");
+    const char *host = hostname && *hostname ? hostname : "localhost";
+    (void)snprintf(text, sizeof text, "%s\n", host);
+    if (own_file("a/etc/hostname", text, f) < 0)
+        return -1;
+    (void)snprintf(text, sizeof text,
+                   "127.0.0.1\tlocalhost\n127.0.1.1\t%s\n"
+                   "::1\tlocalhost ip6-localhost ip6-loopback\n",
+                   host);
+    if (own_file("a/etc/hosts", text, f) < 0)
+        return -1;
+    if (dns && *dns) {
+        (void)snprintf(text, sizeof text, "nameserver %s\n", dns);
+        if (own_file("a/etc/resolv.conf", text, f) < 0)
+            return -1;
+    }
+    if (!no_etc && like("l/etc", "a/etc", f) < 0)
+        return -1;
+    return like("l/.", "a", f);
+}
+
+/* "u3:u2:u1:u0:a:l", from the layer below @count on. */
+static void lowers(struct text *t, unsigned count, bool with_own)
+{
+    char name[16];
+    for (unsigned i = count; i-- > 0;) {
+        (void)snprintf(name, sizeof name, "u%u:", i);
+        text_puts(t, name);
+    }
+    text_puts(t, with_own ? "a:l" : "l");
+}
+
+static int mount_overlay(struct stack *s, const char *at, const struct text *base, bool writable,
+                         struct fail *f)
+{
+    static const char *const extra[] = {
+        ",volatile,redirect_dir=nofollow,metacopy=off,index=off",
+        ",redirect_dir=nofollow,metacopy=off,index=off",
+        ",volatile,userxattr,index=off",
+        ",userxattr,index=off",
+    };
+    int err = EINVAL;
+    for (size_t i = 0; i < ARRAY_LEN(extra); i++) {
+        bool is_volatile = i % 2 == 0, is_user = i >= 2;
+        if ((is_volatile && (!writable || s->plain_options)) || (!is_user && s->user_xattrs))
+            continue;
+        if (is_user && !s->user_xattrs && err != EPERM)
+            break; /* only a user namespace has need of it */
+        struct text o = {0};
+        text_add(&o, base->p, base->n);
+        text_puts(&o, extra[i]);
+        if (o.n >= 4096) {
+            text_release(&o);
+            return fail_set(f, FAIL_COMMAND, "too many layers for one mount");
+        }
+        int rc = mount("overlay", at, "overlay", writable ? 0 : MS_RDONLY, o.p);
+        err = errno;
+        text_release(&o);
+        if (rc == 0) {
+            s->plain_options = s->plain_options || (writable && !is_volatile);
+            s->user_xattrs = is_user;
+            return 0;
+        }
+    }
+    return fail_sys(f, err, "mount overlay");
+}
+
+int stack_begin(struct stack *s, struct fail *f)
+{
+    char upper[16], work[16];
+    if (s->layers >= LAYERS_MAX)
+        return fail_set(f, FAIL_COMMAND, "more than %d layers in one build", LAYERS_MAX);
+    (void)snprintf(upper, sizeof upper, "u%u", s->layers);
+    (void)snprintf(work, sizeof work, "w%u", s->layers);
+    if (mkdir(upper, 0755) < 0 || mkdir(work, 0755) < 0)
+        return fail_sys(f, errno, "scratch: make %s", upper);
+    /* The root of the layer is this folder: it must look like the one that it covers. */
+    char below[16] = "a";
+    if (s->layers)
+        (void)snprintf(below, sizeof below, "u%u", s->layers - 1);
+    if (like(below, upper, f) < 0)
+        return -1;
+    struct text o = {0};
+    text_puts(&o, "lowerdir=");
+    lowers(&o, s->layers, true);
+    text_puts(&o, ",upperdir=");
+    text_puts(&o, upper);
+    text_puts(&o, ",workdir=");
+    text_puts(&o, work);
+    int rc = mount_overlay(s, "m", &o, true, f);
+    text_release(&o);
+    return rc;
+}
+
+int stack_freeze(struct stack *s, struct fail *f)
+{
+    (void)s;
+    for (int tries = 0; umount2("m", 0) < 0; tries++) {
+        if (errno != EBUSY || tries == 50)
+            return fail_sys(f, errno, "unmount the layer");
+        struct timespec ts = {.tv_nsec = 20000000};
+        (void)nanosleep(&ts, NULL);
+    }
+    return 0;
+}
+
+void stack_push(struct stack *s)
+{
+    s->layers++;
+}
+
+static int open_view(const char *path, int *fd, struct fail *f)
+{
+    *fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return *fd < 0 ? fail_sys(f, errno, "scratch: open %s", path) : 0;
+}
+
+int stack_views(struct stack *s, struct takeout *t, struct fail *f)
+{
+    struct text o = {0};
+    char upper[16];
+    t->upper = t->below = t->image = -1;
+    text_puts(&o, "lowerdir=");
+    lowers(&o, s->layers, true);
+    int rc = mount_overlay(s, "va", &o, false, f);
+    text_release(&o);
+    if (rc == 0 && s->layers) {
+        text_puts(&o, "lowerdir=");
+        lowers(&o, s->layers, false);
+        rc = mount_overlay(s, "vi", &o, false, f);
+        text_release(&o);
+    }
+    (void)snprintf(upper, sizeof upper, "u%u", s->layers);
+    if (rc == 0)
+        rc = open_view(upper, &t->upper, f);
+    if (rc == 0)
+        rc = open_view("va", &t->below, f);
+    if (rc == 0)
+        rc = open_view(s->layers ? "vi" : "l/.", &t->image, f);
+    return rc;
+}

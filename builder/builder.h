@@ -1,0 +1,112 @@
+/* The door of builder/: one build, from a config to a published template; and booting a template.
+ *
+ * The builder reports through a sink and never sees the queue or a terminal. It runs in a process
+ * of its own (capsule-build run-job): it may block, and it is the one that reads what registries,
+ * tar streams and guests say. Cancelling it is SIGTERM: build_run() then stops its machine, removes
+ * its work folder and returns -CB_E_CANCELED. */
+#pragma once
+
+#include "layers/layers.h"
+#include "schemas/schemas.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct build_sink {
+    /* @payload is taken. seq and time are given by who stores it. Called from any thread of the
+     * build, one call at a time. */
+    void (*event)(void *arg, enum event_type type, json_t *payload);
+    void *arg;
+};
+
+enum isolation { ISOLATION_AUTO, ISOLATION_VM, ISOLATION_CONTAINER };
+/* -1 for an unknown word. */
+int isolation_from_name(const char *name);
+/* "always", "missing", "never"; -1 for another word. */
+int pull_from_name(const char *name);
+
+struct build_options {
+    enum isolation isolation;
+    enum pull_policy pull;
+    bool force;         /* ignore the cache for user layers */
+    bool clean;         /* and for the platform layer */
+    bool renew_builtin; /* a built-in base image is made anew (an explicit `--pull always`) */
+    bool locked;        /* the base image by the lock of the version in use */
+    bool no_boot_check;
+    int64_t boot_timeout_ms; /* 0: 60 s, five times that under TCG */
+    const char *work_dir;    /* made for this build alone, removed at its end */
+    const char
+        *agent_path; /* capsule-agent, or NULL: beside this program, else the libexec folder */
+};
+/* As JSON for the job, and back. Owned text. */
+char *build_options_dump(const struct build_options *o);
+int build_options_parse(const char *text, struct build_options *o, struct cb_error *err);
+
+struct build_result {
+    char *name;
+    uint64_t version;
+    bool up_to_date; /* a version with this template key was there: no machine was started */
+    char workload_key[WORKLOAD_KEY_LEN + 1];
+};
+void build_result_release(struct build_result *r);
+
+/* What is valid and cannot be built yet, or has nothing to build on: -CB_E_CONFIG with its place.
+ * For whoever still has the user's file; build_run() asks the same. */
+int build_refuse(const struct workload_config *c, struct cb_error *err);
+
+/* The whole build. The error's code is its class: COMMAND (a command said no), NET, CORRUPT,
+ * NOTFOUND (image), ENV (this machine), CANCELED... */
+int build_run(const struct workload_config *c, struct settings *settings,
+              const struct build_options *o, const struct build_sink *sink,
+              struct build_result *out, struct cb_error *err);
+
+/* plan: what build_run() would do with the same arguments, found out by the same code: names are
+ * resolved, keys made, the cache asked. Starts no machine, makes no base image and downloads no
+ * kernel: what is missing for that is said in "unknown", and the keys that need it are null. Keeps
+ * nothing but locks and the documents that they name. @explain adds why what is not cached is not.
+ * *@out is owned; docs/plan.md describes it. */
+int build_look(const struct workload_config *c, struct settings *settings,
+               const struct build_options *o, bool explain, json_t **out, struct cb_error *err);
+
+/* Stops the build of this process soon: a machine that runs is stopped and build_run() returns
+ * -CB_E_CANCELED; without one the process ends here and now with status 143 (the store is safe at
+ * any moment, and who started us sweeps). Async-signal-safe: for a SIGTERM handler. */
+void build_cancel(void);
+/* For whoever starts a machine inside a build or a boot: while the count is above zero,
+ * build_cancel() lets the code that runs it return. */
+void build_machine_count(int change);
+
+/* boot: a published template on a throwaway overlay. */
+struct port_forward {
+    uint16_t host, guest; /* host 0: any free port, said on stderr */
+};
+struct boot_request {
+    const char *name;
+    uint64_t version; /* 0: current */
+    const struct port_forward *forwards;
+    size_t n_forwards;
+    const char *const *exec_argv; /* NULL: console to the terminal until the machine powers off */
+    int64_t boot_timeout_ms;      /* as above */
+    bool once;                    /* say when it is ready (or that it is not), then power off */
+    const char *work_dir;
+};
+/* Returns the exit status for the shell: the command's with exec_argv, else 0; or a negative code.
+ */
+int boot_template(struct store *s, const struct settings *settings, const struct boot_request *r,
+                  struct cb_error *err);
+
+/* doctor: what this machine has. One line each. */
+struct doctor_line {
+    enum { DOCTOR_OK, DOCTOR_WARN, DOCTOR_BAD } state;
+    char *what;   /* "kvm", "qemu-system-x86_64", "free space" */
+    char *found;  /* what there is */
+    char *advice; /* the command that mends it, or NULL */
+};
+/* @lines is owned: doctor_free(). Probes really: boots a tiny guest on KVM, starts a container. */
+int doctor_run(const struct settings *settings, struct doctor_line **lines, size_t *n,
+               struct cb_error *err);
+void doctor_free(struct doctor_line *lines, size_t n);
+
+/* Removes what a builder that was killed left behind under @work_dir: a container, its cgroup, loop
+ * devices, files. The caller knows that its owner is dead. */
+int build_sweep(const char *work_dir, struct cb_error *err);

@@ -1,0 +1,151 @@
+#include "builder/container.h"
+#include "support/cleanup.h"
+#include "support/hash.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+
+enum { PIDS_MAX = 16384, FILES_MAX = 1048576, SOFT_FILES = 1024 };
+
+void container_id(const char *work_dir, char *id)
+{
+    struct cb_digest d;
+    char hex[CB_HEX_LEN + 1];
+    cb_sha256(work_dir, strlen(work_dir), &d);
+    cb_digest_hex(&d, hex);
+    (void)snprintf(id, CONTAINER_ID_LEN + 1, "capsule-build-%.16s", hex);
+}
+
+/* What the agent needs to stack file systems, switch users and read everything for a diff. It takes
+ * the dangerous ones from the commands that it runs. */
+static json_t *capabilities(void)
+{
+    static const char *const names[] = {
+        "CAP_SYS_ADMIN", "CAP_SYS_CHROOT",  "CAP_SETUID",           "CAP_SETGID",
+        "CAP_SETPCAP",   "CAP_CHOWN",       "CAP_DAC_OVERRIDE",     "CAP_FOWNER",
+        "CAP_FSETID",    "CAP_MKNOD",       "CAP_SETFCAP",          "CAP_KILL",
+        "CAP_NET_RAW",   "CAP_AUDIT_WRITE", "CAP_NET_BIND_SERVICE", "CAP_DAC_READ_SEARCH"};
+    json_t *list = json_array();
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        (void)json_array_append_new(list, json_string(names[i]));
+    return json_pack("{s:O, s:O, s:o}", "bounding", list, "effective", list, "permitted", list);
+}
+
+static void add_mount(json_t *mounts, const char *at, const char *type, const char *source,
+                      const char *options)
+{
+    json_t *words = json_array();
+    while (*options) {
+        size_t n = strcspn(options, ",");
+        (void)json_array_append_new(words, json_stringn(options, n));
+        options += n + (options[n] == ',');
+    }
+    (void)json_array_append_new(mounts, json_pack("{s:s, s:s, s:s, s:o}", "destination", at, "type",
+                                                  type, "source", source, "options", words));
+}
+
+static json_t *mounts(const struct container_spec *spec)
+{
+    json_t *m = json_array();
+    add_mount(m, "/proc", "proc", "proc", "nosuid,noexec,nodev");
+    add_mount(m, "/dev", "tmpfs", "tmpfs", "nosuid,strictatime,mode=755,size=65536k");
+    add_mount(m, "/dev/pts", "devpts", "devpts",
+              "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5");
+    add_mount(m, "/sys", "sysfs", "sysfs", "nosuid,noexec,nodev,ro");
+    add_mount(m, "/tmp", "tmpfs", "tmpfs", "nosuid,nodev,mode=1777,size=65536k");
+    add_mount(m, "/run", "tmpfs", "tmpfs", "nosuid,nodev,mode=755,size=65536k");
+    if (spec->lower)
+        add_mount(m, "/lower", "bind", spec->lower, "bind,ro,private");
+    if (spec->scratch)
+        add_mount(m, "/scratch", "bind", spec->scratch, "bind,rw,private");
+    if (spec->output)
+        add_mount(m, "/output", "bind", spec->output, "bind,rw,private");
+    return m;
+}
+
+static json_t *deny(const char *name, int argument)
+{
+    return json_pack("{s:[s], s:s, s:i, s:[{s:i, s:i, s:s}]}", "names", name, "action",
+                     "SCMP_ACT_ERRNO", "errnoRet", 1, "args", "index", 0, "value", argument, "op",
+                     "SCMP_CMP_EQ");
+}
+
+/* Two kinds of hole that capabilities leave open. A packet socket (CAP_NET_RAW) writes to the tap
+ * past the routing table, and with it past "169.254.0.0/16 leads nowhere"; a vsock reaches the
+ * machine's own hypervisor. 32-bit programs make sockets through socketcall, whose arguments no
+ * filter sees. open_by_handle_at opens any file of a file system that one file of is bound in
+ * (/output is). */
+static json_t *seccomp(void)
+{
+    json_t *rules = json_array();
+    (void)json_array_append_new(rules, deny("socket", AF_PACKET));
+    (void)json_array_append_new(rules, deny("socket", AF_VSOCK));
+    (void)json_array_append_new(rules, deny("socketcall", 1 /* SYS_SOCKET */));
+    (void)json_array_append_new(
+        rules,
+        json_pack("{s:[s,s,s,s,s,s,s,s,s,s], s:s, s:i}", "names", "open_by_handle_at", "bpf",
+                  "perf_event_open", "kexec_load", "kexec_file_load", "init_module", "finit_module",
+                  "delete_module", "add_key", "keyctl", "action", "SCMP_ACT_ERRNO", "errnoRet", 1));
+    return json_pack("{s:s, s:[s,s,s], s:o}", "defaultAction", "SCMP_ACT_ALLOW", "architectures",
+                     "SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32", "syscalls", rules);
+}
+
+/* No device of the machine but the usual harmless ones, which runtimes add; nodes of any kind may
+ * be made (packages do), which opens nothing. */
+static json_t *resources(const struct container_spec *spec)
+{
+    json_t *r = json_pack("{s:[{s:b, s:s}, {s:b, s:s, s:s}, {s:b, s:s, s:s}]}", "devices", "allow",
+                          0, "access", "rwm", "allow", 1, "type", "c", "access", "m", "allow", 1,
+                          "type", "b", "access", "m");
+    if (!spec->limits)
+        return r;
+    (void)json_object_set_new(r, "pids", json_pack("{s:i}", "limit", PIDS_MAX));
+    if (spec->memory_mib)
+        (void)json_object_set_new(r, "memory",
+                                  json_pack("{s:I}", "limit", (json_int_t)spec->memory_mib << 20));
+    return r;
+}
+
+static json_t *linux_part(const struct container_spec *spec)
+{
+    /* no "network" here: the runtime is started in the network namespace and the container stays in
+     * it */
+    json_t *l =
+        json_pack("{s:[{s:s}, {s:s}, {s:s}, {s:s}], s:o, s:o, s:[s,s,s,s,s], s:[s,s,s,s,s]}",
+                  "namespaces", "type", "pid", "type", "mount", "type", "ipc", "type", "uts",
+                  "resources", resources(spec), "seccomp", seccomp(), "maskedPaths", "/proc/kcore",
+                  "/proc/keys", "/proc/timer_list", "/proc/scsi", "/sys/firmware", "readonlyPaths",
+                  "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger");
+    if (spec->limits) {
+        char path[CONTAINER_ID_LEN + 2];
+        (void)snprintf(path, sizeof(path), "/%s", spec->id);
+        (void)json_object_set_new(l, "cgroupsPath", json_string(path));
+    }
+    return l;
+}
+
+/* As many open files as we may have ourselves, but the usual soft limit: some old programs loop
+ * over all descriptors up to it. */
+static json_t *rlimits(void)
+{
+    struct rlimit r = {SOFT_FILES, SOFT_FILES};
+    (void)getrlimit(RLIMIT_NOFILE, &r);
+    rlim_t hard = r.rlim_max < FILES_MAX ? r.rlim_max : FILES_MAX;
+    return json_pack("[{s:s, s:I, s:I}]", "type", "RLIMIT_NOFILE", "hard", (json_int_t)hard, "soft",
+                     (json_int_t)(hard < SOFT_FILES ? hard : SOFT_FILES));
+}
+
+json_t *container_config(const struct container_spec *spec)
+{
+    json_t *process =
+        json_pack("{s:b, s:{s:i, s:i}, s:[s,s,s,s,s,s,s,s,s,s], s:[s], s:s, s:o, s:o, s:b}",
+                  "terminal", 0, "user", "uid", 0, "gid", 0, "args", "/capsule-agent", "build",
+                  "--lower", "/lower", "--scratch", "/scratch", "--output", "/output", "--fd", "3",
+                  "env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "cwd",
+                  "/", "capabilities", capabilities(), "rlimits", rlimits(), "noNewPrivileges", 0);
+    return json_pack("{s:s, s:o, s:{s:s, s:b}, s:s, s:o, s:o}", "ociVersion", "1.0.2", "process",
+                     process, "root", "path", "rootfs", "readonly", 1, "hostname", spec->hostname,
+                     "mounts", mounts(spec), "linux", linux_part(spec));
+}

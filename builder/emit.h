@@ -1,0 +1,46 @@
+/* emit: how one build speaks. Numbers the steps, keeps the last lines of output for error texts,
+ * and shows a sign of life each second while a step says nothing. Safe to call from any thread; the
+ * sink is called under the emitter's lock, one call at a time. */
+#pragma once
+
+#include "builder/builder.h"
+
+#include <pthread.h>
+
+enum { EMIT_TAIL_LINES = 20, EMIT_TAIL_LINE_MAX = 2000 };
+
+struct emitter {
+    const struct build_sink *sink;
+    pthread_mutex_t lock; /* guards all below */
+    pthread_cond_t wake;
+    pthread_t ticker;
+    bool stopping;
+    int last_step;      /* number of the newest step */
+    int open_step;      /* the step that is running, 0: none */
+    int64_t started_ms; /* of the open step, monotonic */
+    int64_t spoke_ms;   /* when something was last said */
+    uint64_t current, total;
+    char unit[16];
+    char *tail[EMIT_TAIL_LINES]; /* ring of the open step's last output lines */
+    unsigned tail_next;
+    struct cb_buf partial;           /* a line that has not ended yet */
+    struct layers_progress progress; /* hand this to layers/ */
+};
+
+void emitter_init(struct emitter *e, const struct build_sink *sink);
+void emitter_release(struct emitter *e);
+
+/* @payload is taken. */
+void emit(struct emitter *e, enum event_type type, json_t *payload);
+void emit_note(struct emitter *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void emit_warning(struct emitter *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* Opens a step and returns its number. Steps do not nest. */
+int emit_step_start(struct emitter *e, enum phase phase, const char *layer, const char *cmd);
+void emit_step_output(struct emitter *e, int stream, const void *data, size_t len);
+/* Ends the open step; @failure NULL: it went well. */
+void emit_step_end(struct emitter *e, int exit_code, const struct cb_error *failure);
+/* A step that the cache answered: started and ended at once. */
+void emit_step_cached(struct emitter *e, enum phase phase, const char *layer, const char *cmd);
+/* The open (or last) step's last lines of output, newline-ended; owned, "" when there were none. */
+char *emit_tail(struct emitter *e);

@@ -1,0 +1,343 @@
+/* From all layers to a published template: the agent's layer, flatten, boot check, publish. */
+#include "builder/boot_conf.h"
+#include "builder/build_private.h"
+
+#include "support/cleanup.h"
+#include "support/clock.h"
+#include "support/file.h"
+#include "support/mem.h"
+
+#include <archive.h>
+#include <archive_entry.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+/* The kernel's own words, and what our initramfs needs to know; a host adds its network to it. */
+#define TEMPLATE_CMDLINE "console=ttyS0 quiet panic=-1 capsule.mode=boot"
+
+/* Images that builders stood on are a convenience: the least recently used go first. */
+static const uint64_t lowers_keep_bytes = UINT64_C(16) << 30;
+
+static void add_pairs(struct config_pairs *to, const char *key, const char *value)
+{
+    for (size_t i = 0; i < to->n; i++) {
+        if (strcmp(to->v[i].key, key) == 0) { /* the later one wins, in the first one's place */
+            free(to->v[i].value);
+            to->v[i].value = cb_xstrdup(value);
+            return;
+        }
+    }
+    to->v = cb_xgrow(to->v, &to->cap, to->n, sizeof(*to->v));
+    to->v[to->n++] = (struct config_pair){cb_xstrdup(key), cb_xstrdup(value)};
+}
+
+/* The environment that later processes start with: the image's, then each layer's. */
+static void default_env(const struct build *b, struct config_pairs *out)
+{
+    for (size_t i = 0; i < b->base.config.env.n; i++) {
+        const char *kv = b->base.config.env.v[i];
+        const char *eq = strchr(kv, '=');
+        if (!eq)
+            continue;
+        CB_AUTO_FREE char *key = cb_xstrndup(kv, (size_t)(eq - kv));
+        add_pairs(out, key, eq + 1);
+    }
+    for (size_t i = 0; i < b->c->n_layers; i++) {
+        const struct config_pairs *env = &b->c->layers[i].env;
+        for (size_t j = 0; j < env->n; j++)
+            add_pairs(out, env->v[j].key, env->v[j].value);
+    }
+}
+
+static const char *default_user(const struct build *b)
+{
+    if (b->c->runner_user)
+        return b->c->runner_user;
+    for (size_t i = b->c->n_layers; i-- > 0;)
+        if (b->c->layers[i].user)
+            return b->c->layers[i].user;
+    return b->base.config.user ? b->base.config.user : "";
+}
+
+static const char *default_workdir(const struct build *b)
+{
+    for (size_t i = b->c->n_layers; i-- > 0;)
+        if (b->c->layers[i].workdir)
+            return b->c->layers[i].workdir;
+    return b->base.config.workdir && b->base.config.workdir[0] ? b->base.config.workdir : "/";
+}
+
+static void copy_commands(struct commands *to, const struct commands *from)
+{
+    for (size_t i = 0; i < from->n; i++) {
+        const struct command *f = &from->v[i];
+        struct command c = {.type = f->type,
+                            .script = cb_xstrdup0(f->script),
+                            .run_as_root = f->run_as_root,
+                            .timeout_ms = f->timeout_ms};
+        for (size_t j = 0; j < f->args.n; j++)
+            cb_strv_add(&c.args, f->args.v[j]);
+        for (size_t j = 0; j < f->env_variables.n; j++)
+            add_pairs(&c.env_variables, f->env_variables.v[j].key, f->env_variables.v[j].value);
+        to->v = cb_xgrow(to->v, &to->cap, to->n, sizeof(*to->v));
+        to->v[to->n++] = c;
+    }
+}
+
+void boot_info_make(const struct build *b, struct boot_info *out)
+{
+    const struct start_command *s = &b->c->start;
+    *out = (struct boot_info){.hostname = cb_xstrdup(b->name)};
+    for (size_t i = 0; i < s->command.n; i++)
+        cb_strv_add(&out->start_argv, s->command.v[i]);
+    for (size_t i = 0; i < s->env.n; i++)
+        add_pairs(&out->start_env, s->env.v[i].key, s->env.v[i].value);
+    out->start_user = cb_xstrdup(s->run_as ? s->run_as : default_user(b));
+    out->start_workdir = cb_xstrdup(default_workdir(b));
+    out->port = s->port;
+    out->health_path = cb_xstrdup0(s->health_path);
+    copy_commands(&out->boot_commands, &b->c->boot_commands);
+}
+
+static int tar_entry(struct archive *a, const char *name, mode_t mode, const void *data, size_t n,
+                     struct cb_error *err)
+{
+    struct archive_entry *e = archive_entry_new();
+    archive_entry_set_pathname(e, name);
+    archive_entry_set_mode(e, mode);
+    archive_entry_set_size(e, (la_int64_t)n);
+    archive_entry_set_mtime(e, 0, 0);
+    int r = archive_write_header(a, e);
+    archive_entry_free(e);
+    if (r != ARCHIVE_OK || (n && archive_write_data(a, data, n) != (la_ssize_t)n))
+        return cb_fail(err, CB_E_SYS, "write the agent's layer: %s", archive_error_string(a));
+    return 0;
+}
+
+static int write_agent_tar(const struct build *b, int fd, struct cb_error *err)
+{
+    CB_AUTO_BUF agent = CB_BUF_INIT(0);
+    int rc = cb_read_file(b->agent_path, 8u << 20, &agent, err);
+    if (rc < 0)
+        return rc;
+    CB_AUTO_BUF conf = CB_BUF_INIT(1u << 20);
+    struct config_pairs env = {0};
+    default_env(b, &env);
+    rc = boot_conf_dump(&b->boot, &env, default_user(b), default_workdir(b), &conf, err);
+    config_pairs_release(&env);
+    if (rc < 0)
+        return rc;
+    struct archive *a = archive_write_new();
+    rc = 0;
+    if (!a || archive_write_set_format_ustar(a) != ARCHIVE_OK ||
+        archive_write_open_fd(a, fd) != ARCHIVE_OK)
+        rc = cb_fail(err, CB_E_SYS, "write the agent's layer");
+    if (rc >= 0)
+        rc = tar_entry(a, ".capsule/", S_IFDIR | 0755, NULL, 0, err);
+    if (rc >= 0)
+        rc = tar_entry(a, ".capsule/agent", S_IFREG | 0755, agent.data, agent.len, err);
+    if (rc >= 0) /* holds the start command's environment */
+        rc = tar_entry(a, ".capsule/boot.conf", S_IFREG | 0600, conf.data, conf.len, err);
+    if (rc >= 0 && archive_write_close(a) != ARCHIVE_OK)
+        rc = cb_fail(err, CB_E_SYS, "write the agent's layer: %s", archive_error_string(a));
+    archive_write_free(a);
+    return rc;
+}
+
+static int make_agent_layer(struct build *b, struct cb_error *err)
+{
+    CB_AUTO_FREE char *path = cb_xasprintf("%s/agent.tar", b->o->work_dir);
+    CB_AUTO_FD fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return cb_fail_sys(err, errno, "make %s", path);
+    int rc = write_agent_tar(b, fd, err);
+    if (rc < 0)
+        return rc;
+    off_t len = lseek(fd, 0, SEEK_END);
+    rc = store_layer_import(b->store, fd, 0, (uint64_t)len, &b->agent_layer, err);
+    if (rc < 0)
+        return cb_wrap(err, "the agent's layer");
+    b->have_agent_layer = true;
+    return 0;
+}
+
+static size_t gather_layers(const struct build *b, struct layer_blob **out)
+{
+    size_t n = b->base.n_layers + b->n_layers + 1, at = 0;
+    struct layer_blob *v = cb_xcalloc(n, sizeof(*v));
+    for (size_t i = 0; i < b->base.n_layers; i++)
+        v[at++] = b->base.layers[i];
+    for (size_t i = 0; i < b->n_layers; i++)
+        v[at++] = b->layers[i].diff;
+    v[at++] = b->agent_layer;
+    *out = v; /* the elements' strings stay where they are */
+    return n;
+}
+
+static int make_image(struct build *b, struct cb_error *err)
+{
+    emit_step_start(&b->em, PHASE_FLATTEN, NULL, "flatten all layers into one ext4 image");
+    int rc = make_agent_layer(b, err);
+    if (rc < 0)
+        return rc;
+    CB_AUTO_FREE struct layer_blob *layers = NULL;
+    size_t n = gather_layers(b, &layers);
+    char *tmp = store_tmp_path(b->store, "image");
+    struct flatten_spec spec = {.store = b->store,
+                                .layers = layers,
+                                .n_layers = n,
+                                .size_bytes = b->size_bytes_asked,
+                                .out_path = tmp,
+                                .progress = &b->em.progress};
+    rc = flatten(&spec, &b->image, err);
+    if (rc < 0) {
+        free(tmp);
+        return cb_wrap(err, "flatten %s", b->name);
+    }
+    b->image_tmp = tmp;
+    char size[32], used[32];
+    cb_human_bytes(b->image.size, size, sizeof(size));
+    cb_human_bytes(b->image.allocated, used, sizeof(used));
+    emit_note(&b->em, "image: %s (%s on disk), %llu entries", size, used,
+              (unsigned long long)b->image.entries);
+    emit_step_end(&b->em, 0, NULL);
+    return 0;
+}
+
+static int check_boot(struct build *b, struct cb_error *err)
+{
+    if (b->o->no_boot_check) {
+        emit_warning(&b->em, "the image was not booted before it is published (--no-boot-check)");
+        return 0;
+    }
+    emit_step_start(&b->em, PHASE_BOOT_CHECK, NULL, "boot the image and wait until it is ready");
+    struct boot_check bc = {.settings = b->settings,
+                            .image = b->image_tmp,
+                            .kernel = b->kernel.image,
+                            .initramfs = b->initramfs,
+                            .agent_path = b->agent_path,
+                            .work_dir = b->o->work_dir,
+                            .hostname = b->name,
+                            .tier = b->c->tier,
+                            .timeout_ms = b->o->boot_timeout_ms,
+                            .em = &b->em};
+    CB_AUTO_FREE char *how = NULL;
+    int rc = boot_check_run(&bc, &how, err);
+    if (rc < 0)
+        return rc;
+    struct cb_digest after;
+    CB_AUTO_FD fd = open(b->image_tmp, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return cb_fail_sys(err, errno, "open %s", b->image_tmp);
+    if ((rc = image_digest(fd, &after, NULL, err)) < 0)
+        return rc;
+    if (!cb_digest_eq(&after, &b->image.digest))
+        return cb_fail(err, CB_E_BUG, "the boot check changed the image that it must only read");
+    emit_note(&b->em, "ready: %s", how);
+    emit_step_end(&b->em, 0, NULL);
+    return 0;
+}
+
+/* Puts a file into the store as a blob; one that is there already costs a look. */
+static int keep_file(struct build *b, const char *path, const struct cb_digest *digest,
+                     struct cb_error *err)
+{
+    if (store_blob_has(b->store, digest))
+        return 0;
+    CB_AUTO_BUF data = CB_BUF_INIT(0);
+    int rc = cb_read_file(path, 256u << 20, &data, err);
+    if (rc < 0)
+        return rc;
+    struct cb_digest got;
+    rc = store_blob_put(b->store, data.data, data.len, &got, err);
+    if (rc >= 0 && !cb_digest_eq(&got, digest))
+        rc = cb_fail(err, CB_E_CONFLICT, "%s changed while the build ran", path);
+    return rc;
+}
+
+static void fill_manifest(const struct build *b, struct template_manifest *m)
+{
+    m->name = cb_xstrdup(b->name);
+    keys_workload(b->c, m->workload_key);
+    m->template_key = b->template_key.digest;
+    m->template_inputs = cb_xstrdup(b->template_key.inputs);
+    m->created_ms = cb_now_ms();
+    m->base_ref = cb_xstrdup(b->c->base_image);
+    m->base_digest = b->base.manifest;
+    m->n_layers = gather_layers(b, &m->layers);
+    m->layer_names = cb_xcalloc(m->n_layers, sizeof(*m->layer_names));
+    for (size_t i = 0; i < m->n_layers; i++) {
+        m->layers[i].media_type =
+            cb_xstrdup(m->layers[i].media_type); /* the manifest owns its own */
+        const char *name = "_agent";
+        if (i < b->base.n_layers)
+            name = "_base";
+        else if (i < b->base.n_layers + b->n_layers)
+            name = b->layers[i - b->base.n_layers].declared->name;
+        m->layer_names[i] = cb_xstrdup(name);
+    }
+    m->image = b->image.digest;
+    m->image_size = b->image.size;
+    m->image_allocated = b->image.allocated;
+    m->kernel = b->kernel_digest;
+    m->initramfs = b->initramfs_digest;
+    m->kernel_release = cb_xstrdup(b->kernel.release);
+    m->cmdline = cb_xstrdup(TEMPLATE_CMDLINE);
+    m->tier = b->c->tier;
+    default_env(b, &m->default_env);
+    m->default_user = cb_xstrdup(default_user(b));
+    m->workdir = cb_xstrdup(default_workdir(b));
+    for (size_t i = 0; i < b->base.config.entrypoint.n; i++)
+        cb_strv_add(&m->entrypoint, b->base.config.entrypoint.v[i]);
+    for (size_t i = 0; i < b->base.config.cmd.n; i++)
+        cb_strv_add(&m->cmd, b->base.config.cmd.v[i]);
+    boot_info_make(b, &m->boot);
+    m->boot_checked = !b->o->no_boot_check;
+    m->config = config_dump(b->c);
+    json_t *lock = build_lock(b);
+    m->lock = lock ? json_dumps(lock, JSON_SORT_KEYS | JSON_COMPACT) : NULL;
+    json_decref(lock);
+}
+
+static int publish(struct build *b, struct build_result *out, struct cb_error *err)
+{
+    emit_step_start(&b->em, PHASE_PUBLISH, NULL, "publish the template");
+    int rc = keep_file(b, b->kernel.image, &b->kernel_digest, err);
+    if (rc >= 0)
+        rc = keep_file(b, b->initramfs, &b->initramfs_digest, err);
+    if (rc >= 0)
+        rc = store_image_publish(b->store, b->image_tmp, &b->image.digest, err);
+    if (rc < 0)
+        return cb_wrap(err, "publish %s", b->name);
+    free(b->image_tmp);
+    b->image_tmp = NULL;
+    struct template_manifest *m = cb_xcalloc(1, sizeof(*m));
+    fill_manifest(b, m);
+    bool move = b->c->auto_rollout != AUTO_FALSE;
+    rc = store_template_publish(b->store, m, move, err);
+    if (rc >= 0) {
+        out->version = m->version;
+        emit_note(&b->em, "published %s version %llu%s", b->name, (unsigned long long)m->version,
+                  move ? "" : "; the version in use was not changed (auto_rollout is false)");
+    }
+    template_manifest_free(m);
+    if (rc < 0)
+        return cb_wrap(err, "publish %s", b->name);
+    emit_step_end(&b->em, 0, NULL);
+    return 0;
+}
+
+int build_finish(struct build *b, struct build_result *out, struct cb_error *err)
+{
+    boot_info_make(b, &b->boot);
+    int rc = make_image(b, err);
+    if (rc >= 0)
+        rc = check_boot(b, err);
+    if (rc >= 0)
+        rc = publish(b, out, err);
+    if (rc >= 0)
+        store_lower_trim(b->store, lowers_keep_bytes);
+    return rc;
+}

@@ -1,0 +1,219 @@
+/* frames: the wire format between the host (builder/session.c) and the guest agent
+ * (builder/agent/).
+ *
+ * One byte stream each way (a virtio-serial port, or a socket in a container). A frame is a header
+ * of FRAME_HEAD bytes, all numbers little-endian:
+ *
+ *     0  magic "CBF1"    4  type (16 bits)    6  zero (16 bits)    8  step    12  payload length
+ *
+ * and a payload of fields: tag (16 bits), length (32 bits), bytes. Numbers are fields of 8 bytes,
+ * texts are bytes without NUL. Unknown tags are skipped, unknown types are an error. Both sides
+ * bound what they take: FRAME_REQUEST_MAX towards the guest (a script or an environment may be
+ * long), FRAME_REPLY_MAX towards the host. The host has one request open at a time; the guest
+ * answers it with DONE, FAILED or the type's own answer, and may send OUTPUT, NOTE, PROBE and
+ * HEARTBEAT meanwhile.
+ *
+ * This header is shared by a glibc and a musl program and needs libc alone. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define FRAME_VERSION 1u
+#define FRAME_MAGIC 0x31464243u /* "CBF1" */
+#define FRAME_HEAD 16u
+#define FRAME_REQUEST_MAX (256u << 10)
+#define FRAME_REPLY_MAX (64u << 10)
+#define FRAME_OUTPUT_MAX (32u << 10) /* bytes of output in one frame */
+#define FRAME_TEXT_MAX 4096u         /* a note or an error */
+#define FRAME_HEARTBEAT_MS 2000
+#define FRAME_PORT_NAME "capsule.agent.0"
+
+enum frame_type {
+    /* host to guest */
+    FRAME_SETUP =
+        1, /* HOSTNAME, ENV..., USER, WORKDIR, RUNNER, DNS, TIME, LOWER, SCRATCH, OUTPUT */
+    FRAME_LAYER_BEGIN, /* NAME, ENV..., WORKDIR, USER */
+    FRAME_STEP,        /* SCRIPT or ARG..., ROOT, ENV..., TIMEOUT */
+    FRAME_LAYER_END,
+    FRAME_SHUTDOWN,
+    FRAME_EXEC,  /* ARG...: one command in the booted system */
+    FRAME_WATCH, /* ask for READY or START_EXITED, and the start command's output from now on */
+    /* guest to host */
+    FRAME_HELLO = 65, /* VERSION, MODE */
+    FRAME_DONE,       /* SETUP, LAYER_BEGIN, SHUTDOWN and WATCH were carried out */
+    FRAME_FAILED,     /* the open request could not be: KIND, TEXT */
+    FRAME_OUTPUT,     /* STREAM, DATA */
+    FRAME_STEP_DONE,  /* answer to STEP and EXEC: EXIT, SIGNAL, TIMED_OUT, ELAPSED, CPU, RSS */
+    FRAME_LAYER_DONE, /* OFFSET, LENGTH, ENTRIES, WHITEOUTS */
+    FRAME_NOTE,       /* TEXT */
+    FRAME_HEARTBEAT,
+    FRAME_READY,        /* TEXT: how */
+    FRAME_PROBE,        /* TEXT: what the last probe gave */
+    FRAME_START_EXITED, /* EXIT, SIGNAL */
+};
+
+enum frame_tag {
+    TAG_HOSTNAME = 1,
+    TAG_ENV, /* "K=V" */
+    TAG_USER,
+    TAG_WORKDIR,
+    TAG_RUNNER,
+    TAG_DNS,
+    TAG_TIME, /* milliseconds since 1970 */
+    TAG_LOWER,
+    TAG_SCRATCH,
+    TAG_OUTPUT,
+    TAG_NAME,
+    TAG_SCRIPT,
+    TAG_ARG,
+    TAG_ROOT,
+    TAG_TIMEOUT,
+    TAG_VERSION,
+    TAG_MODE,
+    TAG_KIND,
+    TAG_TEXT,
+    TAG_STREAM, /* 1 stdout, 2 stderr */
+    TAG_DATA,
+    TAG_EXIT,
+    TAG_SIGNAL,
+    TAG_TIMED_OUT,
+    TAG_ELAPSED, /* milliseconds */
+    TAG_CPU,     /* milliseconds */
+    TAG_RSS,     /* KiB */
+    TAG_OFFSET,
+    TAG_LENGTH,
+    TAG_ENTRIES,
+    TAG_WHITEOUTS,
+};
+
+/* Why a request failed: who has to do something about it. */
+enum fail_kind {
+    FAIL_SYSTEM = 1, /* a system call said no */
+    FAIL_COMMAND,    /* what the user asked for cannot be: no such user, a file named .wh.x */
+    FAIL_IMAGE,      /* the image is not one that commands can run in */
+    FAIL_SPACE,      /* a disk of the builder is full */
+    FAIL_PROTOCOL,   /* the request itself was wrong */
+    FAIL_KIND_END
+};
+
+static inline void frame_store(uint8_t *p, uint64_t v, unsigned bytes)
+{
+    for (unsigned i = 0; i < bytes; i++)
+        p[i] = (uint8_t)(v >> (8 * i));
+}
+
+static inline uint64_t frame_load(const uint8_t *p, unsigned bytes)
+{
+    uint64_t v = 0;
+    for (unsigned i = 0; i < bytes; i++)
+        v |= (uint64_t)p[i] << (8 * i);
+    return v;
+}
+
+struct frame_head {
+    uint16_t type;
+    uint32_t step;
+    uint32_t length;
+};
+
+/* False when it is not a header of ours or promises more than @max bytes of payload. */
+static inline bool frame_head_parse(const uint8_t *p, uint32_t max, struct frame_head *h)
+{
+    if (frame_load(p, 4) != FRAME_MAGIC || frame_load(p + 6, 2) != 0)
+        return false;
+    h->type = (uint16_t)frame_load(p + 4, 2);
+    h->step = (uint32_t)frame_load(p + 8, 4);
+    h->length = (uint32_t)frame_load(p + 12, 4);
+    return h->length <= max;
+}
+
+struct frame_field {
+    uint16_t tag;
+    uint32_t len;
+    const uint8_t *data; /* borrowed from the payload */
+};
+
+/* Takes one field off the front of [*p, end). 1: got one, 0: the end, -1: broken. */
+static inline int frame_next(const uint8_t **p, const uint8_t *end, struct frame_field *f)
+{
+    size_t left = (size_t)(end - *p);
+    if (left == 0)
+        return 0;
+    if (left < 6)
+        return -1;
+    f->tag = (uint16_t)frame_load(*p, 2);
+    f->len = (uint32_t)frame_load(*p + 2, 4);
+    if (f->len > left - 6)
+        return -1;
+    f->data = *p + 6;
+    *p += 6 + f->len;
+    return 1;
+}
+
+/* A field that is a number. */
+static inline bool frame_number(const struct frame_field *f, uint64_t *v)
+{
+    if (f->len != 8)
+        return false;
+    *v = frame_load(f->data, 8);
+    return true;
+}
+
+/* A field that is a text of at most @max bytes: no NUL in it. */
+static inline bool frame_is_text(const struct frame_field *f, size_t max)
+{
+    return f->len <= max && (f->len == 0 || !memchr(f->data, 0, f->len));
+}
+
+/* Writing: into the caller's bytes; what does not fit marks the frame (`over`) and is left out. */
+struct frame_out {
+    uint8_t *p;
+    size_t cap, len;
+    bool over;
+};
+
+static inline void frame_begin(struct frame_out *o, void *p, size_t cap, enum frame_type type,
+                               uint32_t step)
+{
+    o->p = (uint8_t *)p;
+    o->cap = cap;
+    o->len = FRAME_HEAD;
+    o->over = cap < FRAME_HEAD;
+    if (o->over)
+        return;
+    frame_store(o->p, FRAME_MAGIC, 4);
+    frame_store(o->p + 4, (uint64_t)type, 2);
+    frame_store(o->p + 6, 0, 2);
+    frame_store(o->p + 8, step, 4);
+    frame_store(o->p + 12, 0, 4);
+}
+
+static inline void frame_put(struct frame_out *o, enum frame_tag tag, const void *data, size_t len)
+{
+    if (o->over || len > o->cap - o->len || o->cap - o->len - len < 6) {
+        o->over = true;
+        return;
+    }
+    frame_store(o->p + o->len, (uint64_t)tag, 2);
+    frame_store(o->p + o->len + 2, len, 4);
+    if (len)
+        memcpy(o->p + o->len + 6, data, len);
+    o->len += 6 + len;
+    frame_store(o->p + 12, o->len - FRAME_HEAD, 4);
+}
+
+static inline void frame_put_text(struct frame_out *o, enum frame_tag tag, const char *s)
+{
+    if (s)
+        frame_put(o, tag, s, strlen(s));
+}
+
+static inline void frame_put_number(struct frame_out *o, enum frame_tag tag, uint64_t v)
+{
+    uint8_t b[8];
+    frame_store(b, v, 8);
+    frame_put(o, tag, b, sizeof b);
+}

@@ -1,0 +1,118 @@
+#include "builder/machine.h"
+
+#include "builder/console.h"
+
+#include "support/cleanup.h"
+#include "support/file.h"
+#include "support/limits.h"
+#include "support/mem.h"
+#include "support/proc.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+enum { TAIL_BYTES = 32 << 10 };
+
+static volatile sig_atomic_t canceled;
+
+void machine_cancel(void)
+{
+    canceled = 1;
+}
+
+bool machine_canceled(void)
+{
+    return canceled != 0;
+}
+
+char *machine_agent(void)
+{
+    char self[CB_PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+    if (n <= 0)
+        return NULL;
+    self[n] = '\0';
+    *strrchr(self, '/') = '\0';
+    char *beside = cb_xasprintf("%s/capsule-agent", self);
+    if (cb_path_exists(beside))
+        return beside;
+    free(beside);
+    char *libexec = cb_xasprintf("%s/../libexec/capsule-build/capsule-agent", self);
+    if (cb_path_exists(libexec))
+        return libexec;
+    free(libexec);
+    return NULL;
+}
+
+/* The last TAIL_BYTES of a file; "" when it cannot be read. */
+static char *read_tail(const char *path)
+{
+    CB_AUTO_ERROR ignored = CB_ERROR_INIT;
+    CB_AUTO_BUF b = CB_BUF_INIT(TAIL_BYTES);
+    CB_AUTO_FD fd = path ? open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
+    struct stat st;
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return cb_xstrdup("");
+    off_t at = st.st_size > TAIL_BYTES ? st.st_size - TAIL_BYTES : 0;
+    size_t n = (size_t)(st.st_size - at);
+    CB_AUTO_FREE char *raw = cb_xmalloc(n + 1);
+    if (cb_pread_all(fd, raw, n, at, &ignored) < 0)
+        return cb_xstrdup("");
+    for (size_t i = 0; i < n; i++)
+        if (!raw[i])
+            raw[i] = ' ';
+    (void)cb_buf_add(&b, raw, n);
+    return cb_buf_take(&b);
+}
+
+/* Serial consoles end lines with CR LF and programs colour them: CR goes, other control characters
+ * become ^X, bytes that are no ASCII stay (UTF-8). */
+static void add_visible(struct cb_buf *out, const char *p, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        unsigned char c = (unsigned char)p[i];
+        if (c == '\r')
+            continue;
+        if ((c < 32 && c != '\n' && c != '\t') || c == 127)
+            (void)cb_buf_addf(out, "^%c", c ^ 64);
+        else
+            (void)cb_buf_add(out, &p[i], 1);
+    }
+}
+
+char *machine_console_tail(const struct machine *m, unsigned lines)
+{
+    CB_AUTO_BUF out = CB_BUF_INIT((size_t)4 * TAIL_BYTES);
+    console_sync(m->console_log);
+    CB_AUTO_FREE char *raw = read_tail(m->console);
+    size_t n = strlen(raw);
+    while (n && (raw[n - 1] == '\n' || raw[n - 1] == '\r'))
+        n--;
+    size_t at = n;
+    for (unsigned seen = 0; at > 0; at--)
+        if (raw[at - 1] == '\n' && ++seen == lines)
+            break;
+    if (lines)
+        add_visible(&out, raw + at, n - at);
+    return cb_buf_take(&out);
+}
+
+char *machine_end_text(struct machine *m)
+{
+    if (!m->ended) {
+        if (m->pid <= 0 || waitpid(m->pid, &m->status, WNOHANG) != m->pid)
+            return NULL;
+        m->ended = true;
+    }
+    char st[64];
+    cb_status_text(m->status, st, sizeof(st));
+    if (WIFEXITED(m->status) && WEXITSTATUS(m->status) == 0)
+        return cb_xasprintf("%s: powered off", m->program);
+    struct machine log = {.console = m->log};
+    console_sync(m->console_log); /* a container's log is its console */
+    CB_AUTO_FREE char *last = machine_console_tail(&log, 1);
+    return cb_xasprintf("%s: %s%s%s", m->program, st, *last ? ": " : "", last);
+}

@@ -1,0 +1,45 @@
+/* qemu: the command line of a guest. Private to builder/. */
+#pragma once
+
+#include "builder/machine.h"
+#include "support/buf.h"
+
+#define QEMU_PROGRAM "qemu-system-x86_64"
+#define GUEST_ADDRESS "10.0.5.15"
+#define GUEST_GATEWAY "10.0.5.2"
+
+enum qemu_net {
+    QEMU_NET_NONE,
+    QEMU_NET_SANDBOXED, /* QEMU runs in a netns: forwards are bound on NETNS_ADDRESS */
+    QEMU_NET_HOST,      /* QEMU's user network on the host itself */
+};
+
+/* Descriptors as QEMU sees them. */
+enum { QEMU_FD_AGENT = 3, QEMU_FD_QMP = 4, QEMU_FD_CONSOLE = 5 };
+
+struct qemu_spec {
+    const struct machine_spec *spec;
+    const char *kernel, *initramfs;
+    const char *mode;    /* "build", "boot", "probe" */
+    const char *lower;   /* absolute */
+    const char *scratch; /* BUILD: absolute */
+    const char *output;
+    const char *overlay; /* BOOT: the qcow2 over lower */
+    const char *dns;
+    enum qemu_net net;
+    bool kvm;
+    bool sandbox;  /* QEMU's seccomp filter */
+    bool terminal; /* the console also is QEMU's stdin and stdout */
+    bool channels; /* agent, QMP and console are on their descriptors; else the console is QEMU's
+                      stdout and the others are not there */
+    uint32_t vcpus, memory_mib;
+    uint32_t tsc_khz; /* TCG: the guest's time stamp counter; 0: the guest finds out */
+};
+void qemu_command(const struct qemu_spec *q, struct cb_strv *argv);
+/* Does this build of QEMU have its seccomp filter? */
+bool qemu_has_sandbox(void);
+/* The rate of this machine's time stamp counter, which is an emulated guest's too; 0 when unknown.
+ * Takes 20 ms. */
+uint32_t qemu_tsc_khz(void);
+/* The port inside the network namespace that stands for forward @i. */
+uint16_t qemu_forward_port(size_t i);

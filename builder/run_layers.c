@@ -1,0 +1,384 @@
+/* Brings every layer's diff about. A machine is started only when a layer is not cached; one
+ * machine serves all that are missing. */
+#include "builder/build_private.h"
+#include "builder/session.h"
+
+#include "support/cleanup.h"
+#include "support/clock.h"
+#include "support/file.h"
+#include "support/mem.h"
+#include "support/proc.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/statvfs.h>
+
+enum {
+    HELLO_TIMEOUT_MS = 30000,        /* from the machine's start to the agent's first word */
+    COMMAND_TIMEOUT_MS = 60 * 60000, /* a command that names no limit of its own */
+    EMULATION_FACTOR = 5,            /* all limits, when the guest is emulated */
+    SHUTDOWN_MS = 3000,
+    AGENT_SILENCE_MS = 30000, /* it has a heartbeat of 2 s */
+};
+/* The same for every build: what commands write of it into files is reused under other names. */
+#define BUILD_HOSTNAME "builder"
+static const uint64_t scratch_bytes = UINT64_C(64) << 30; /* sparse: a ceiling, not a cost */
+static const uint64_t output_bytes = UINT64_C(64) << 30;
+static const uint64_t min_free_bytes = UINT64_C(1) << 30;
+
+int build_choose_driver(struct build *b, const struct machine_driver **out, struct cb_error *err)
+{
+    const struct machine_driver *const first =
+        b->o->isolation == ISOLATION_CONTAINER ? &machine_container : &machine_vm;
+    CB_AUTO_FREE char *why = NULL;
+    if (b->o->isolation != ISOLATION_AUTO) {
+        int rc = first->probe(b->settings, &why, err);
+        if (rc < 0)
+            return cb_wrap(err, "isolation %s", first->name);
+        emit_note(&b->em, "isolation: %s, as asked (%s)", first->name, why ? why : "it works here");
+        *out = first;
+        return 0;
+    }
+    /* auto: a real VM where KVM works; else a container where one can be had; else an emulated VM
+     */
+    CB_AUTO_FREE char *kvm = NULL;
+    if (kvm_works(b->settings, &kvm)) {
+        int rc = machine_vm.probe(b->settings, &why, err);
+        if (rc < 0)
+            return rc;
+        emit_note(&b->em, "isolation: vm (%s)", kvm ? kvm : "KVM works");
+        *out = &machine_vm;
+        return 0;
+    }
+    CB_AUTO_ERROR no_container = CB_ERROR_INIT;
+    if (machine_container.probe(b->settings, &why, &no_container) >= 0) {
+        emit_note(&b->em, "isolation: container (%s; %s)", kvm ? kvm : "no KVM",
+                  why ? why : "containers work");
+        *out = &machine_container;
+        return 0;
+    }
+    int rc = machine_vm.probe(b->settings, &why, err);
+    if (rc < 0)
+        return rc;
+    emit_note(&b->em, "isolation: vm, emulated and slow (%s; no container: %s)",
+              kvm ? kvm : "no KVM", no_container.msg);
+    *out = &machine_vm;
+    return 0;
+}
+
+static int check_space(const struct build *b, struct cb_error *err)
+{
+    struct statvfs v;
+    if (statvfs(b->settings->home, &v) < 0)
+        return cb_fail_sys(err, errno, "look at %s", b->settings->home);
+    uint64_t free_bytes = (uint64_t)v.f_bavail * v.f_frsize;
+    if (free_bytes >= min_free_bytes)
+        return 0;
+    char have[32];
+    cb_human_bytes(free_bytes, have, sizeof(have));
+    cb_fail(err, CB_E_ENV, "%s has %s free; a build needs at least 1 GiB", b->settings->home, have);
+    return cb_hint(err, "free some space there, or set CAPSULE_BUILD_HOME to a larger disk");
+}
+
+/* The image that the first missing layer stands on: base and the diffs of the layers before it.
+ * Returns a descriptor (owned) that keeps the file from being trimmed while it is in use. */
+static int make_lower(struct build *b, size_t first, char **path, struct cb_error *err)
+{
+    struct cb_digest key;
+    build_content(b, first, &key);
+    CB_AUTO_ERROR miss = CB_ERROR_INIT;
+    int fd = b->o->clean ? -1 : store_lower_open(b->store, &key, path, &miss);
+    if (fd >= 0)
+        return fd;
+    emit_step_start(&b->em, PHASE_FLATTEN, NULL, "flatten what the layers stand on");
+    size_t n = b->base.n_layers + first;
+    CB_AUTO_FREE struct layer_blob *layers = cb_xcalloc(n, sizeof(*layers));
+    memcpy(layers, b->base.layers, b->base.n_layers * sizeof(*layers));
+    for (size_t i = 0; i < first; i++)
+        layers[b->base.n_layers + i] = b->layers[i].diff;
+    CB_AUTO_FREE char *tmp = store_tmp_path(b->store, "lower");
+    struct flatten_spec spec = {.store = b->store,
+                                .layers = layers,
+                                .n_layers = n,
+                                .out_path = tmp,
+                                .progress = &b->em.progress};
+    struct flatten_result res;
+    int rc = flatten(&spec, &res, err);
+    if (rc < 0)
+        return cb_wrap(err, "flatten %s", b->c->base_image);
+    rc = store_lower_publish(b->store, tmp, &key, err);
+    if (rc < 0) {
+        (void)unlink(tmp);
+        return rc;
+    }
+    emit_step_end(&b->em, 0, NULL);
+    return store_lower_open(b->store, &key, path, err);
+}
+
+struct talk {
+    struct build *b;
+    struct machine *m;
+    struct session *s;
+    int output_fd;
+};
+
+static void on_output(void *arg, uint32_t step, int stream, const void *data, size_t len)
+{
+    (void)step;
+    emit_step_output(&((struct build *)arg)->em, stream, data, len);
+}
+
+static void on_note(void *arg, const char *text)
+{
+    emit_note(&((struct build *)arg)->em, "%s", text);
+}
+
+static int64_t scaled(const struct machine *m, int64_t ms)
+{
+    return m->emulated ? ms * EMULATION_FACTOR : ms;
+}
+
+/* When the machine itself ended, that is the reason, and its console says more than a closed
+ * stream. */
+static int explain_end(struct talk *t, struct cb_error *err)
+{
+    if (err->code == CB_E_CANCELED || err->code == CB_E_COMMAND)
+        return -(int)err->code;
+    CB_AUTO_FREE char *end = machine_end_text(t->m);
+    CB_AUTO_FREE char *console = machine_console_tail(t->m, 20);
+    if (end)
+        cb_wrap(err, "%s", end);
+    if (console[0]) {
+        char *with = cb_xasprintf("%s\nlast lines of its console:\n%s", err->msg, console);
+        free(err->msg);
+        err->msg = with;
+    }
+    return -(int)err->code;
+}
+
+static int make_sparse(const char *path, uint64_t size, int *fd_out, struct cb_error *err)
+{
+    CB_AUTO_FD fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0 || ftruncate(fd, (off_t)size) < 0)
+        return cb_fail_sys(err, errno, "make %s", path);
+    *fd_out = cb_take_fd(&fd);
+    return 0;
+}
+
+static int start_machine(struct talk *t, const char *lower, struct cb_error *err)
+{
+    struct build *b = t->b;
+    const struct machine_driver *driver = NULL;
+    int rc = build_choose_driver(b, &driver, err);
+    if (rc < 0)
+        return rc;
+    CB_AUTO_FREE char *scratch = cb_xasprintf("%s/scratch.ext4", b->o->work_dir);
+    CB_AUTO_FREE char *output = cb_xasprintf("%s/output.raw", b->o->work_dir);
+    if ((rc = ext4_make_empty(scratch, scratch_bytes, "scratch", err)) < 0)
+        return rc;
+    if ((rc = make_sparse(output, output_bytes, &t->output_fd, err)) < 0)
+        return rc;
+    CB_AUTO_FREE char *title = cb_xasprintf("start the %s", driver->name);
+    emit_step_start(&b->em, PHASE_PRE_BUILD, NULL, title);
+    struct machine_spec spec = {
+        .mode = MACHINE_BUILD,
+        .work_dir = b->o->work_dir,
+        .hostname = BUILD_HOSTNAME,
+        .agent_path = b->agent_path,
+        .lower = lower,
+        .scratch = scratch,
+        .output = output,
+        .vcpus = tier_vcpus(b->c->tier),
+        .memory_mib = tier_memory_mib(b->c->tier) < 2048 ? 2048 : tier_memory_mib(b->c->tier),
+        .network = true,
+        .allow_host_network = b->settings->allow_host_network,
+        .kernel = b->kernel.image,
+        .initramfs = b->initramfs,
+        .console_fd = -1,
+        .note = on_note,
+        .note_arg = b,
+    };
+    if ((rc = driver->start(b->settings, &spec, &t->m, err)) < 0)
+        return cb_wrap(err, "start the %s", driver->name);
+    struct session_callbacks cb = {.output = on_output, .note = on_note, .arg = b};
+    int stream = t->m->stream;
+    t->m->stream = -1;
+    rc = session_open(stream, scaled(t->m, HELLO_TIMEOUT_MS), &cb, &t->s, err);
+    if (rc < 0) {
+        cb_wrap(err, "the builder's agent did not answer");
+        return explain_end(t, err);
+    }
+    session_set_silence(t->s, scaled(t->m, AGENT_SILENCE_MS));
+    struct guest_setup g = {
+        .hostname = BUILD_HOSTNAME,
+        .image_env = &b->base.config.env,
+        .image_user = b->base.config.user ? b->base.config.user : "",
+        .image_workdir = b->base.config.workdir ? b->base.config.workdir : "/",
+        .runner_user = b->c->runner_user,
+        .dns = t->m->dns[0] ? t->m->dns : NULL,
+        .time_ms = strcmp(driver->name, "vm") == 0 ? cb_now_ms() : 0,
+    };
+    rc = session_setup(t->s, &g, err);
+    if (rc < 0)
+        return explain_end(t, err);
+    emit_step_end(&b->em, 0, NULL);
+    return 0;
+}
+
+static int fail_command(struct build *b, const struct layer *l, size_t i, const char *title,
+                        const struct step_result *r, int64_t limit_ms, struct cb_error *err)
+{
+    char how[96];
+    if (r->timed_out)
+        (void)snprintf(how, sizeof(how), "ran into its time limit of %lld s",
+                       (long long)(limit_ms / 1000));
+    else if (r->signal)
+        (void)snprintf(how, sizeof(how), "was killed by %s (exit code %d)",
+                       cb_signal_name(r->signal), r->exit_code);
+    else
+        (void)snprintf(how, sizeof(how), "ended with exit code %d", r->exit_code);
+    CB_AUTO_FREE char *tail = emit_tail(&b->em);
+    for (size_t n = strlen(tail); n && tail[n - 1] == '\n'; n--)
+        tail[n - 1] = '\0';
+    cb_fail(err, CB_E_COMMAND, "layer %s: command %zu of %zu %s: %s%s%s", l->name, i + 1,
+            l->init_commands.n, how, title,
+            tail[0] ? "\nits last lines:\n" : "\nit printed nothing", tail);
+    return cb_hint(err,
+                   "mend the command and run the same line again; the layers before it are kept");
+}
+
+static int run_command(struct talk *t, const struct layer *l, size_t i, struct cb_error *err)
+{
+    struct build *b = t->b;
+    const struct command *cmd = &l->init_commands.v[i];
+    CB_AUTO_FREE char *title = command_title(cmd);
+    int step = emit_step_start(&b->em, PHASE_RECIPE, l->name, title);
+    struct guest_step g = {
+        .step = (uint32_t)step,
+        .script = cmd->script,
+        .argv = cmd->script ? NULL : &cmd->args,
+        .as_root = cmd->run_as_root,
+        .env = &cmd->env_variables,
+        .timeout_ms = cmd->timeout_ms ? cmd->timeout_ms : scaled(t->m, COMMAND_TIMEOUT_MS),
+    };
+    struct step_result r = {0};
+    int rc = session_step(t->s, &g, &r, err);
+    if (rc < 0) {
+        cb_wrap(err, "layer %s: command %zu of %zu (%s)", l->name, i + 1, l->init_commands.n,
+                title);
+        return explain_end(t, err);
+    }
+    if (r.exit_code == 0 && !r.signal && !r.timed_out) {
+        emit_step_end(&b->em, 0, NULL);
+        return 0;
+    }
+    rc = fail_command(b, l, i, title, &r, g.timeout_ms, err);
+    emit_step_end(&b->em, r.exit_code ? r.exit_code : 124, err);
+    return rc;
+}
+
+static int take_diff(struct talk *t, struct build_layer *l, struct cb_error *err)
+{
+    struct build *b = t->b;
+    emit_step_start(&b->em, PHASE_POST_BUILD, l->declared->name, "keep the layer's changes");
+    struct guest_diff d = {0};
+    int rc = session_layer_end(t->s, &d, err);
+    if (rc < 0) {
+        cb_wrap(err, "layer %s: take out its changes", l->declared->name);
+        return explain_end(t, err);
+    }
+    if (d.offset > output_bytes || d.length > output_bytes - d.offset)
+        return cb_fail(err, CB_E_UNTRUSTED, "layer %s: the builder named a diff outside its disk",
+                       l->declared->name);
+    rc = store_layer_import(b->store, t->output_fd, d.offset, d.length, &l->diff, err);
+    if (rc < 0)
+        return cb_wrap(err, "layer %s", l->declared->name);
+    l->have_diff = true;
+    struct cache_record rec = {.layer_name = l->declared->name,
+                               .inputs = l->key.inputs,
+                               .diff = l->diff,
+                               .created_ms = cb_now_ms()};
+    build_content(b, (size_t)(l - b->layers), &rec.below);
+    if ((rc = store_cache_put(b->store, &l->key.digest, &rec, err)) < 0)
+        return rc;
+    char tar[32], blob[32];
+    cb_human_bytes(d.length, tar, sizeof(tar));
+    cb_human_bytes(l->diff.size, blob, sizeof(blob));
+    emit_note(&b->em, "layer %s: %llu changes (%llu removals), %s, %s compressed",
+              l->declared->name, (unsigned long long)d.entries, (unsigned long long)d.whiteouts,
+              tar, blob);
+    emit_step_end(&b->em, 0, NULL);
+    return 0;
+}
+
+static int run_layer(struct talk *t, struct build_layer *l, struct cb_error *err)
+{
+    struct guest_layer g = {.name = l->declared->name,
+                            .env = &l->declared->env,
+                            .workdir = l->declared->workdir,
+                            .user = l->declared->user};
+    int rc = session_layer_begin(t->s, &g, err);
+    if (rc < 0) {
+        cb_wrap(err, "layer %s: begin", l->declared->name);
+        return explain_end(t, err);
+    }
+    for (size_t i = 0; i < l->declared->init_commands.n; i++)
+        if ((rc = run_command(t, l->declared, i, err)) < 0)
+            return rc;
+    return take_diff(t, l, err);
+}
+
+static int run_missing(struct build *b, size_t first, struct cb_error *err)
+{
+    CB_AUTO_FREE char *lower = NULL;
+    int rc = check_space(b, err);
+    if (rc < 0)
+        return rc;
+    CB_AUTO_FD lower_fd = make_lower(b, first, &lower, err);
+    if (lower_fd < 0)
+        return lower_fd;
+    struct talk t = {.b = b, .output_fd = -1};
+    build_machine_count(1);
+    rc = start_machine(&t, lower, err);
+    for (size_t i = first; rc >= 0 && i < b->n_layers; i++)
+        rc = run_layer(&t, &b->layers[i], err);
+    if (rc >= 0) {
+        CB_AUTO_ERROR late =
+            CB_ERROR_INIT; /* all diffs are safe: how it goes down is not our worry */
+        (void)session_shutdown(t.s, SHUTDOWN_MS, &late);
+    }
+    session_free(t.s);
+    if (t.m)
+        t.m->driver->stop(t.m, rc >= 0 ? SHUTDOWN_MS : 0);
+    cb_close(t.output_fd);
+    return build_machine_done(rc, err);
+}
+
+int build_layers(struct build *b, struct cb_error *err)
+{
+    CB_AUTO_FREE char *what = cb_xasprintf("pull %s", b->c->base_image);
+    emit_step_start(&b->em, PHASE_PULL, NULL, what);
+    int rc = image_fetch(b->store, b->settings, &b->base, &b->em.progress, err);
+    if (rc < 0)
+        return rc;
+    emit_step_end(&b->em, 0, NULL);
+
+    size_t first = 0;
+    while (first < b->n_layers && b->layers[first].have_diff)
+        first++;
+    for (size_t i = 0; i < first; i++) {
+        const struct layer *l = b->layers[i].declared;
+        for (size_t j = 0; j < l->init_commands.n; j++) {
+            CB_AUTO_FREE char *title = command_title(&l->init_commands.v[j]);
+            emit_step_cached(&b->em, PHASE_RECIPE, l->name, title);
+        }
+    }
+    if (first == b->n_layers) {
+        if (b->n_layers)
+            emit_note(&b->em, "all layers are cached: no command is run");
+        return 0;
+    }
+    return run_missing(b, first, err);
+}

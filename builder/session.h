@@ -1,0 +1,94 @@
+/* session: the host's side of the talk with the agent, over a machine's stream (builder/frames.h is
+ * the wire format, which the agent shares). The guest is hostile: every frame is bounded and
+ * checked; a bad one ends the session with -CB_E_UNTRUSTED, silence with -CB_E_TIMEOUT, the end of
+ * the stream with -CB_E_SYS ("the builder ended"). Calls block, poll the stream, and return
+ * -CB_E_CANCELED soon after session_cancel() was called from a signal handler. */
+#pragma once
+
+#include "schemas/config.h"
+#include "support/error.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { STREAM_STDOUT = 1, STREAM_STDERR = 2 };
+
+struct session_callbacks {
+    /* Output as it comes, in lines where the program wrote lines: a piece ends at a newline, after
+     * 20 ms without one, or at 32 KiB. */
+    void (*output)(void *arg, uint32_t step, int stream, const void *data, size_t len);
+    void (*note)(void *arg, const char *text); /* something the agent wants said in the log */
+    void (*tick)(void *arg);                   /* about once a second while waiting; may be NULL */
+    void *arg;
+};
+
+struct session;
+/* Waits for the agent's hello. @fd is taken. */
+int session_open(int fd, int64_t timeout_ms, const struct session_callbacks *cb,
+                 struct session **out, struct cb_error *err);
+void session_free(struct session *s); /* NULL is fine */
+/* How long the agent may be silent before it counts as dead; 30 s unless told (emulated: 150 s). */
+void session_set_silence(struct session *s, int64_t ms);
+/* Async-signal-safe, process-wide: all sessions return -CB_E_CANCELED. */
+void session_cancel(void);
+/* Sessions work again (a process that goes on after it was canceled, tests). */
+void session_cancel_reset(void);
+
+/* Once, before the first layer. Borrowed for the call. */
+struct guest_setup {
+    const char *hostname;
+    const struct cb_strv *image_env; /* "K=V" of the image's config */
+    const char *image_user;          /* "" = root */
+    const char *image_workdir;
+    const char *runner_user; /* NULL: none; else made when missing */
+    const char *dns;         /* nameserver to write into resolv.conf, or NULL: leave it */
+    int64_t time_ms;         /* the wall clock to set, 0: leave it */
+    const char *lower_dev, *scratch_dev, *output_dev; /* NULL: the driver's usual places */
+};
+int session_setup(struct session *s, const struct guest_setup *g, struct cb_error *err);
+
+struct guest_layer {
+    const char *name;
+    const struct config_pairs *env; /* or NULL */
+    const char *workdir, *user;     /* or NULL: from the setup */
+};
+int session_layer_begin(struct session *s, const struct guest_layer *l, struct cb_error *err);
+
+struct guest_step {
+    uint32_t step;
+    const char *script; /* or NULL: argv */
+    const struct cb_strv *argv;
+    bool as_root;
+    const struct config_pairs *env; /* or NULL */
+    int64_t timeout_ms;
+};
+struct step_result {
+    int exit_code; /* 0 to 255, or 128 + signal */
+    int signal;    /* 0, or what killed it */
+    bool timed_out;
+    int64_t elapsed_ms, cpu_ms;
+    uint64_t max_rss_kib;
+};
+int session_step(struct session *s, const struct guest_step *st, struct step_result *out,
+                 struct cb_error *err);
+
+/* Ends the layer: kills what it left running, takes its diff out, restacks. The tar lies in the
+ * output file at [offset, offset + length) when this returns. */
+struct guest_diff {
+    uint64_t offset, length;
+    uint64_t entries, whiteouts;
+};
+int session_layer_end(struct session *s, struct guest_diff *out, struct cb_error *err);
+
+/* Booted images: 1 ready (@how: "GET /health on port 8080 answered 200"; owned), 0 not within
+ * @timeout_ms or the start command ended (@how says which and what the last probe gave). */
+int session_wait_ready(struct session *s, int64_t timeout_ms, char **how, struct cb_error *err);
+/* Keeps the talk going (output, notes, heartbeats) until the guest ends it: 0 when the stream
+ * ended, -CB_E_CANCELED, or what was wrong. */
+int session_attend(struct session *s, struct cb_error *err);
+/* One command in the booted image, output by the callback (step 1; the start command's is step 0).
+ */
+int session_exec(struct session *s, const char *const *argv, struct step_result *out,
+                 struct cb_error *err);
+/* Asks for sync, unmount and power-off; waits for the answer up to @timeout_ms. */
+int session_shutdown(struct session *s, int64_t timeout_ms, struct cb_error *err);

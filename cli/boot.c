@@ -1,0 +1,91 @@
+/* boot and doctor: a template on this machine, and this machine itself. */
+#include "cli/cli.h"
+
+#include "support/cleanup.h"
+#include "support/mem.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void on_stop(int sig)
+{
+    (void)sig;
+    build_cancel();
+}
+
+static int boot_with(struct cli_args *a, const struct settings *s, struct store *store)
+{
+    CB_AUTO_FREE char *unique = cb_xasprintf("boot-%d", (int)getpid());
+    CB_AUTO_FREE char *work = cli_work_dir(s, unique);
+    size_t n_exec = 0;
+    while (a->exec_argv && a->exec_argv[n_exec])
+        n_exec++;
+    CB_AUTO_FREE const char **exec_argv = cb_xcalloc(n_exec + 1, sizeof(*exec_argv));
+    for (size_t i = 0; i < n_exec; i++)
+        exec_argv[i] = a->exec_argv[i];
+    struct boot_request r = {.name = a->words.v[0],
+                             .version = a->version,
+                             .forwards = a->forwards,
+                             .n_forwards = a->n_forwards,
+                             .exec_argv = n_exec ? exec_argv : NULL,
+                             .boot_timeout_ms = a->boot_timeout_ms,
+                             .once = a->once,
+                             .work_dir = work};
+    struct sigaction sa = {.sa_handler = on_stop};
+    (void)sigaction(SIGINT, &sa, NULL);
+    (void)sigaction(SIGTERM, &sa, NULL);
+    (void)sigaction(SIGHUP, &sa, NULL);
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    int rc = boot_template(store, s, &r, &err);
+    if (rc >= 0)
+        return rc;
+    if (err.code == CB_E_CANCELED) {
+        fputs("capsule-build: powered off\n", stderr);
+        return EXIT_INTERRUPTED;
+    }
+    return cli_fail(&err);
+}
+
+int cmd_boot(struct cli_args *a)
+{
+    struct settings *s = NULL;
+    struct store *store = NULL;
+    struct queue *q = NULL;
+    int rc = cli_settings(a, &s);
+    if (rc)
+        return rc;
+    if ((rc = cli_open_queue(s, &q)) == 0) {
+        cli_clean_up_after_the_dead(s, q);
+        if ((rc = cli_open_store(s, &store)) == 0)
+            rc = boot_with(a, s, store);
+    }
+    store_free(store);
+    queue_free(q);
+    settings_free(s);
+    return rc;
+}
+
+int cmd_doctor(struct cli_args *a)
+{
+    struct settings *s = NULL;
+    int rc = cli_settings(a, &s);
+    if (rc)
+        return rc;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct doctor_line *lines = NULL;
+    size_t n = 0;
+    if (doctor_run(s, &lines, &n, &err) < 0)
+        rc = cli_fail(&err);
+    static const char *const marks[] = {"ok  ", "warn", "BAD "};
+    for (size_t i = 0; i < n; i++) {
+        printf("%s  %-22s %s\n", marks[lines[i].state], lines[i].what, lines[i].found);
+        if (lines[i].advice)
+            printf("      %-22s -> %s\n", "", lines[i].advice);
+        if (lines[i].state == DOCTOR_BAD)
+            rc = EXIT_ENVIRONMENT;
+    }
+    doctor_free(lines, n);
+    settings_free(s);
+    return rc;
+}

@@ -1,0 +1,336 @@
+/* capsule-build: the program. Reads the command line and hands over to one file a subcommand. */
+#include "cli/cli.h"
+
+#include "support/cleanup.h"
+#include "support/mem.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    OPT_CONFIG = 256,
+    OPT_MIRROR,
+    OPT_KERNEL,
+    OPT_ISOLATION,
+    OPT_PULL,
+    OPT_PROGRESS,
+    OPT_FORCE,
+    OPT_CLEAN,
+    OPT_NO_BOOT_CHECK,
+    OPT_ALLOW_UNKNOWN,
+    OPT_ALLOW_HOST_NETWORK,
+    OPT_BOOT_TIMEOUT,
+    OPT_JSON,
+    OPT_ONCE,
+    OPT_FORWARD,
+    OPT_EXEC,
+    OPT_VERSION,
+    OPT_EXPLAIN,
+    OPT_LOCKED,
+};
+
+#define SETTINGS_OPTIONS                                                                           \
+    {"config", required_argument, NULL, OPT_CONFIG},                                               \
+        {"registry-mirror", required_argument, NULL, OPT_MIRROR},                                  \
+        {"kernel", required_argument, NULL, OPT_KERNEL},                                           \
+        {"allow-host-network", no_argument, NULL, OPT_ALLOW_HOST_NETWORK},                         \
+    {                                                                                              \
+        "help", no_argument, NULL, 'h'                                                             \
+    }
+#define END_OPTIONS                                                                                \
+    {                                                                                              \
+        NULL, 0, NULL, 0                                                                           \
+    }
+
+static const struct option build_options[] = {
+    SETTINGS_OPTIONS,
+    {"isolation", required_argument, NULL, OPT_ISOLATION},
+    {"pull", required_argument, NULL, OPT_PULL},
+    {"progress", required_argument, NULL, OPT_PROGRESS},
+    {"force", no_argument, NULL, OPT_FORCE},
+    {"clean", no_argument, NULL, OPT_CLEAN},
+    {"no-boot-check", no_argument, NULL, OPT_NO_BOOT_CHECK},
+    {"boot-timeout", required_argument, NULL, OPT_BOOT_TIMEOUT},
+    {"allow-unknown", no_argument, NULL, OPT_ALLOW_UNKNOWN},
+    {"locked", no_argument, NULL, OPT_LOCKED},
+    END_OPTIONS,
+};
+static const struct option plan_options[] = {
+    SETTINGS_OPTIONS,
+    {"isolation", required_argument, NULL, OPT_ISOLATION},
+    {"pull", required_argument, NULL, OPT_PULL},
+    {"allow-unknown", no_argument, NULL, OPT_ALLOW_UNKNOWN},
+    {"locked", no_argument, NULL, OPT_LOCKED},
+    {"no-boot-check", no_argument, NULL, OPT_NO_BOOT_CHECK},
+    {"explain", no_argument, NULL, OPT_EXPLAIN},
+    {"json", no_argument, NULL, OPT_JSON},
+    END_OPTIONS,
+};
+static const struct option validate_options[] = {
+    SETTINGS_OPTIONS, {"allow-unknown", no_argument, NULL, OPT_ALLOW_UNKNOWN}, END_OPTIONS};
+static const struct option logs_options[] = {SETTINGS_OPTIONS,
+                                             {"follow", no_argument, NULL, 'f'},
+                                             {"progress", required_argument, NULL, OPT_PROGRESS},
+                                             END_OPTIONS};
+static const struct option list_options[] = {
+    SETTINGS_OPTIONS, {"json", no_argument, NULL, OPT_JSON}, END_OPTIONS};
+static const struct option show_options[] = {SETTINGS_OPTIONS,
+                                             {"json", no_argument, NULL, OPT_JSON},
+                                             {"version", required_argument, NULL, OPT_VERSION},
+                                             END_OPTIONS};
+static const struct option boot_options[] = {
+    SETTINGS_OPTIONS,
+    {"forward", required_argument, NULL, OPT_FORWARD},
+    {"exec", no_argument, NULL, OPT_EXEC},
+    {"once", no_argument, NULL, OPT_ONCE},
+    {"boot-timeout", required_argument, NULL, OPT_BOOT_TIMEOUT},
+    {"version", required_argument, NULL, OPT_VERSION},
+    END_OPTIONS,
+};
+static const struct option settings_options[] = {SETTINGS_OPTIONS, END_OPTIONS};
+
+static const struct subcommand {
+    const char *name;
+    int (*run)(struct cli_args *);
+    const struct option *options;
+    int min_words, max_words;
+    const char *usage; /* NULL: not for people */
+    const char *help;
+} subcommands[] = {
+    {"build", cmd_build, build_options, 1, 1, "build FILE",
+     "build FILE and publish it as a template (the default)"},
+    {"validate", cmd_validate, validate_options, 1, 1, "validate FILE",
+     "check FILE, build nothing"},
+    {"plan", cmd_plan, plan_options, 1, 1, "plan FILE [--explain]",
+     "what building FILE would do, and why"},
+    {"logs", cmd_logs, logs_options, 0, 1, "logs [-f] [BUILD]",
+     "what a build said; -f follows it until it is over"},
+    {"builds", cmd_builds, list_options, 0, 1, "builds [NAME]", "builds, newest first"},
+    {"templates", cmd_templates, list_options, 0, 0, "templates", "published templates"},
+    {"show", cmd_show, show_options, 1, 1, "show NAME", "what a template is made of"},
+    {"boot", cmd_boot, boot_options, 1, 1, "boot NAME [--exec CMD ARGS...]",
+     "boot a template on a throwaway disk"},
+    {"doctor", cmd_doctor, settings_options, 0, 0, "doctor",
+     "check this machine and say what to install"},
+    {"run-job", cmd_run_job, settings_options, 0, 0, NULL, NULL},
+};
+enum { N_SUBCOMMANDS = sizeof(subcommands) / sizeof(*subcommands) };
+
+static void print_help(FILE *out)
+{
+    fputs("usage: capsule-build FILE [options]\n"
+          "       capsule-build COMMAND ...\n\n"
+          "Turns an onboard.yaml into a bootable image and publishes it as a template.\n\n"
+          "Commands:\n",
+          out);
+    for (size_t i = 0; i < N_SUBCOMMANDS; i++)
+        if (subcommands[i].usage)
+            fprintf(out, "  %-32s %s\n", subcommands[i].usage, subcommands[i].help);
+    fputs("\nBuilding:\n"
+          "  --isolation vm|container|auto    where commands run (auto)\n"
+          "  --pull always|missing|never      when a registry is asked what a tag is (always)\n"
+          "  --force                          run all layers, whatever is cached\n"
+          "  --clean                          the same, and make the base image anew\n"
+          "  --no-boot-check                  publish without booting it once\n"
+          "  --boot-timeout SECONDS           until it must be ready (60; 300 emulated)\n"
+          "  --progress auto|plain|tty|json   how it is shown (auto)\n"
+          "  --allow-unknown                  unknown keys are warnings\n"
+          "  --locked                         the base image that the version in use was built on\n"
+          "  --explain                        (plan) why what is not cached is not\n"
+          "\nBooting:\n"
+          "  --forward HOST:GUEST             a port of this machine's loopback leads there\n"
+          "  --exec CMD ARGS...               run one command; its exit code is ours\n"
+          "  --once                           say when it is ready, then power off\n"
+          "  --version N                      a version other than the current one\n"
+          "\nEverywhere:\n"
+          "  --config FILE                    a settings file\n"
+          "  --registry-mirror HOST=URL       images of HOST come from URL\n"
+          "  --kernel FILE                    boot this kernel, not the distribution's\n"
+          "  --allow-host-network             build although the network cannot be closed off\n"
+          "  --json                           lists, `show` and `plan` as JSON\n"
+          "\nExit status: 0 done, 1 the build failed, 2 the input is wrong, 3 this machine lacks\n"
+          "something, 130 interrupted. State: $CAPSULE_BUILD_HOME. `capsule-build doctor` helps.\n",
+          out);
+}
+
+__attribute__((format(printf, 1, 2))) static int bad_usage(const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    fputs("capsule-build: ", stderr);
+    vfprintf(stderr, fmt, ap);
+    fputs("\n  `capsule-build --help` says what is accepted\n", stderr);
+    va_end(ap);
+    return EXIT_BAD_INPUT;
+}
+
+/* A whole decimal number in [min, max], nothing before or behind it. */
+static bool parse_number(const char *text, uint64_t min, uint64_t max, uint64_t *out)
+{
+    if (text[0] < '0' || text[0] > '9')
+        return false;
+    char *end;
+    errno = 0;
+    unsigned long long v = strtoull(text, &end, 10);
+    if (errno || *end || v < min || v > max)
+        return false;
+    *out = v;
+    return true;
+}
+
+static int add_forward(struct cli_args *a, const char *text)
+{
+    uint64_t host = 0, guest = 0;
+    const char *colon = strchr(text, ':');
+    CB_AUTO_FREE char *left = colon ? cb_xstrndup(text, (size_t)(colon - text)) : NULL;
+    if (!colon || !parse_number(left, 0, 65535, &host) ||
+        !parse_number(colon + 1, 1, 65535, &guest))
+        return bad_usage("--forward %s: not HOST:GUEST, two port numbers (HOST 0: any free one)",
+                         text);
+    if (a->n_forwards == sizeof(a->forwards) / sizeof(*a->forwards))
+        return bad_usage("--forward: at most 32 ports");
+    a->forwards[a->n_forwards++] = (struct port_forward){(uint16_t)host, (uint16_t)guest};
+    return 0;
+}
+
+static int set_progress(struct cli_args *a, const char *text)
+{
+    static const char *const names[] = {"auto", "plain", "tty", "json"};
+    for (size_t i = 0; i < 4; i++) {
+        if (strcmp(text, names[i]) == 0) {
+            a->progress = (enum progress_mode)i;
+            return 0;
+        }
+    }
+    return bad_usage("--progress %s: accepted are auto, plain, tty, json", text);
+}
+
+/* 0, or an exit status after printing. */
+static int set_option(struct cli_args *a, int opt, const char *value)
+{
+    uint64_t n;
+    switch (opt) {
+    case OPT_CONFIG: a->config_file = value; return 0;
+    case OPT_MIRROR: cb_strv_add(&a->mirrors, value); return 0;
+    case OPT_KERNEL: a->kernel = value; return 0;
+    case OPT_ISOLATION:
+        if (isolation_from_name(value) < 0)
+            return bad_usage("--isolation %s: accepted are vm, container, auto", value);
+        a->isolation = value;
+        return 0;
+    case OPT_PULL:
+        if (pull_from_name(value) < 0)
+            return bad_usage("--pull %s: accepted are always, missing, never", value);
+        a->pull = value;
+        return 0;
+    case OPT_PROGRESS: return set_progress(a, value);
+    case OPT_FORCE: a->force = true; return 0;
+    case OPT_CLEAN: a->clean = true; return 0;
+    case OPT_NO_BOOT_CHECK: a->no_boot_check = true; return 0;
+    case OPT_ALLOW_UNKNOWN: a->allow_unknown = true; return 0;
+    case OPT_ALLOW_HOST_NETWORK: a->allow_host_network = true; return 0;
+    case OPT_BOOT_TIMEOUT:
+        if (!parse_number(value, 1, 86400, &n))
+            return bad_usage("--boot-timeout %s: not a number of seconds from 1 to 86400", value);
+        a->boot_timeout_ms = (int64_t)n * 1000;
+        return 0;
+    case OPT_VERSION:
+        if (!parse_number(value, 1, UINT32_MAX, &a->version))
+            return bad_usage("--version %s: not a version number", value);
+        return 0;
+    case OPT_JSON: a->json = true; return 0;
+    case OPT_EXPLAIN: a->explain = true; return 0;
+    case OPT_LOCKED: a->locked = true; return 0;
+    case OPT_ONCE: a->once = true; return 0;
+    case OPT_FORWARD: return add_forward(a, value);
+    case 'f': a->follow = true; return 0;
+    default: return EXIT_BAD_INPUT;
+    }
+}
+
+static const struct subcommand *find_subcommand(const char *name)
+{
+    for (size_t i = 0; i < N_SUBCOMMANDS; i++)
+        if (strcmp(subcommands[i].name, name) == 0)
+            return &subcommands[i];
+    return NULL;
+}
+
+/* Reads options and words from argv[1..]. 0, or an exit status; -1: help was asked for. */
+static int parse(struct cli_args *a, const struct subcommand *sc, int argc, char **argv)
+{
+    opterr = 0;
+    optind = 1;
+    int opt;
+    /* "-": words come as option 1, in place, so that --exec can end the options wherever it stands
+     */
+    while ((opt = getopt_long(argc, argv, "-:fh", sc->options, NULL)) != -1) {
+        if (opt == 'h')
+            return -1;
+        if (opt == 1) {
+            cb_strv_add(&a->words, optarg);
+            continue;
+        }
+        if (opt == OPT_EXEC) {
+            if (optind >= argc)
+                return bad_usage("--exec: the command is missing");
+            a->exec_argv = argv + optind;
+            return 0;
+        }
+        if (opt == ':')
+            return bad_usage("%s: its value is missing", argv[optind - 1]);
+        if (opt == '?' || (opt == 'f' && sc->run != cmd_logs))
+            return bad_usage("%s: no such option of `%s`", argv[optind - 1], sc->name);
+        int rc = set_option(a, opt, optarg);
+        if (rc)
+            return rc;
+    }
+    for (; optind < argc; optind++)
+        cb_strv_add(&a->words, argv[optind]);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    (void)signal(SIGPIPE, SIG_IGN);
+    struct cli_args a = {.program = argv[0]};
+    if (argc < 2) {
+        print_help(stderr);
+        return EXIT_BAD_INPUT;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
+        strcmp(argv[1], "help") == 0) {
+        print_help(stdout);
+        return EXIT_DONE;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        puts("capsule-build " CB_VERSION);
+        return EXIT_DONE;
+    }
+    const struct subcommand *sc = find_subcommand(argv[1]);
+    if (sc) {
+        argc--;
+        argv++;
+    } else {
+        sc = &subcommands[0];
+    }
+    a.command = sc->name;
+    int rc = parse(&a, sc, argc, argv);
+    if (rc == -1) {
+        print_help(stdout);
+        rc = EXIT_DONE;
+    } else if (rc == 0 && (int)a.words.n < sc->min_words) {
+        rc = bad_usage("usage: capsule-build %s", sc->usage);
+    } else if (rc == 0 && (int)a.words.n > sc->max_words) {
+        rc = bad_usage("%s: one word too many; usage: capsule-build %s", a.words.v[sc->max_words],
+                       sc->usage ? sc->usage : sc->name);
+    } else if (rc == 0) {
+        rc = sc->run(&a);
+    }
+    cb_strv_release(&a.words);
+    cb_strv_release(&a.mirrors);
+    return rc;
+}

@@ -1,0 +1,181 @@
+#include "layers/flatten.h"
+
+#include "layers/ext4_fs.h"
+#include "layers/ext4_super.h"
+#include "layers/ext4_writer.h"
+#include "layers/inflate.h"
+#include "layers/tar_apply.h"
+#include "support/cleanup.h"
+#include "support/limits.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#define LAYER_TAR_MAX ((uint64_t)1 << 40) /* bytes inside one layer */
+#define PROGRESS_STEP ((uint64_t)1 << 20)
+#define LABEL_MAX 16u
+
+CB_DEFINE_CLEANUP(writer, struct writer *, writer_free);
+CB_DEFINE_CLEANUP(tree, struct tree *, tree_free);
+CB_DEFINE_CLEANUP(inflate, struct inflate *, inflate_free);
+
+/* What the tar reader reads from: the inflater, with a word to the progress now and then. */
+struct feed {
+    struct inflate *z;
+    const struct layers_progress *progress;
+    uint64_t before, total, shown; /* compressed bytes: of earlier layers, of all, last told */
+};
+
+static int feed_next(void *arg, const void **data, size_t *len, struct cb_error *err)
+{
+    struct feed *f = arg;
+    int rc = inflate_next(f->z, data, len, err);
+    uint64_t now = f->before + inflate_consumed(f->z);
+    if (f->progress && f->progress->bytes && (rc == 0 || now - f->shown >= PROGRESS_STEP)) {
+        f->shown = now;
+        f->progress->bytes(f->progress->arg, now, f->total, "bytes");
+    }
+    return rc;
+}
+
+static int check_digest(struct inflate *z, const struct layer_blob *l, struct cb_error *err)
+{
+    struct cb_digest got;
+    uint64_t bytes;
+    int rc = inflate_finish(z, &got, &bytes, err);
+    if (rc < 0)
+        return rc;
+    if (cb_digest_eq(&got, &l->diff_id))
+        return 0;
+    char want[CB_DIGEST_LEN + 1], have[CB_DIGEST_LEN + 1];
+    cb_digest_text(&l->diff_id, want);
+    cb_digest_text(&got, have);
+    return cb_fail(err, CB_E_CORRUPT, "its content is %s, the image's config says %s", have, want);
+}
+
+static int apply_layer(const struct flatten_spec *spec, size_t i, struct writer *w, struct tree *t,
+                       struct feed *f, struct cb_error *err)
+{
+    const struct layer_blob *l = &spec->layers[i];
+    uint64_t size;
+    CB_AUTO_FD fd = store_blob_open(spec->store, &l->digest, &size, err);
+    if (fd < 0)
+        return fd;
+    CB_AUTO(inflate) z = NULL;
+    int rc = inflate_start(fd, size, LAYER_TAR_MAX, &z, err);
+    if (rc < 0)
+        return rc;
+    f->z = z;
+    const struct tar_source source = {feed_next, f};
+    rc = tar_apply_layer(w, t, (uint16_t)(i + 1), &source, err);
+    if (rc == 0)
+        rc = check_digest(z, l, err);
+    f->before += size;
+    return rc;
+}
+
+static int apply_layers(const struct flatten_spec *spec, struct writer *w, struct tree *t,
+                        struct cb_error *err)
+{
+    struct feed f = {.progress = spec->progress};
+    for (size_t i = 0; i < spec->n_layers; i++)
+        f.total += spec->layers[i].size;
+    for (size_t i = 0; i < spec->n_layers; i++) {
+        if (apply_layer(spec, i, w, t, &f, err) < 0) {
+            char hex[CB_HEX_LEN + 1];
+            cb_digest_hex(&spec->layers[i].digest, hex);
+            return cb_wrap(err, "layer %zu of %zu (%.12s)", i + 1, spec->n_layers, hex);
+        }
+    }
+    return 0;
+}
+
+static int check_spec(const struct flatten_spec *spec, struct cb_error *err)
+{
+    if (spec->n_layers > CB_LAYERS_MAX)
+        return cb_fail(err, CB_E_LIMIT, "an image of %zu layers; the most is %u", spec->n_layers,
+                       CB_LAYERS_MAX);
+    if (spec->label && strlen(spec->label) > LABEL_MAX)
+        return cb_fail(err, CB_E_CONFIG, "the label \"%.64s\" is longer than %u bytes", spec->label,
+                       LABEL_MAX);
+    if (spec->size_bytes && layout_size_down(spec->size_bytes / EXT4_BLOCK) == 0)
+        return cb_fail(err, CB_E_LIMIT, "a file system of %llu MiB; the least is %llu MiB",
+                       (unsigned long long)spec->size_bytes >> 20,
+                       (unsigned long long)layout_size_up(0) / 256 + 1);
+    return 0;
+}
+
+/* Everything but the end. *@blocks is the size that the file system will have. */
+static int fill(const struct flatten_spec *spec, struct writer *w, struct tree *t, uint64_t *blocks,
+                struct cb_error *err)
+{
+    int rc = image_begin(w, t, err);
+    if (rc == 0)
+        rc = apply_layers(spec, w, t, err);
+    if (rc == 0)
+        rc = image_write_dirs(w, t, err); /* without layers there are still two folders */
+    bool too_small = writer_is_full(w);
+    if (rc == 0) {
+        rc = image_size(w, spec->size_bytes, blocks, err);
+        too_small = rc < 0;
+    }
+    if (too_small)
+        (void)cb_hint(err,
+                      "Raise rootfs_size_gb, or leave it out for the smallest size that fits.");
+    return rc;
+}
+
+int flatten(const struct flatten_spec *spec, struct flatten_result *out, struct cb_error *err)
+{
+    int rc = check_spec(spec, err);
+    if (rc < 0)
+        return rc;
+    CB_AUTO(writer) w = NULL;
+    CB_AUTO(tree) t = tree_new(INO_ROOT);
+    uint64_t blocks, length = spec->size_bytes / EXT4_BLOCK * EXT4_BLOCK;
+    rc = writer_open(spec->out_path, layout_size_down(spec->size_bytes / EXT4_BLOCK), &w, err);
+    if (rc == 0)
+        rc = fill(spec, w, t, &blocks, err);
+    if (rc < 0)
+        return rc;
+    rc = image_finish(w, blocks, length, image_uuid, spec->label, err);
+    if (rc < 0)
+        return rc;
+    struct flatten_result r = {.size = length ? length : blocks * EXT4_BLOCK,
+                               .entries = tree_count(t)};
+    rc = image_digest(writer_fd(w), &r.digest, &r.allocated, err);
+    if (rc < 0) {
+        (void)unlink(spec->out_path);
+        return rc;
+    }
+    *out = r;
+    return 0;
+}
+
+int ext4_make_empty(const char *path, uint64_t size_bytes, const char *label, struct cb_error *err)
+{
+    const struct flatten_spec spec = {.size_bytes = size_bytes, .label = label};
+    uint8_t uuid[16];
+    uint64_t blocks;
+    int rc = check_spec(&spec, err);
+    if (rc < 0)
+        return rc;
+    if (getrandom(uuid, sizeof(uuid), 0) != (ssize_t)sizeof(uuid))
+        return cb_fail_sys(err, errno, "random bytes for a UUID");
+    uuid[6] = (uint8_t)((uuid[6] & 0x0f) | 0x40); /* RFC 4122: version 4 */
+    uuid[8] = (uint8_t)((uuid[8] & 0x3f) | 0x80);
+    CB_AUTO(writer) w = NULL;
+    CB_AUTO(tree) t = tree_new(INO_ROOT);
+    rc = writer_open(path, 0, &w, err);
+    if (rc == 0)
+        rc = image_begin(w, t, err);
+    if (rc == 0)
+        rc = image_write_dirs(w, t, err);
+    if (rc == 0)
+        rc = image_size(w, size_bytes, &blocks, err);
+    if (rc == 0)
+        rc = image_finish(w, blocks, size_bytes / EXT4_BLOCK * EXT4_BLOCK, uuid, label, err);
+    return rc;
+}

@@ -1,0 +1,39 @@
+/* flatten: layer tars straight into an ext4 image. No mount, no root, nothing unpacked on the host.
+ *
+ * Layers apply bottom to top by the OCI rules (docs/architecture.md, "Applying a layer"). The same
+ * layers and size give the same bytes: no clock, no randomness, times come from the layers. */
+#pragma once
+
+#include "layers/image.h"
+#include "layers/store.h"
+
+#include <stdint.h>
+
+struct flatten_spec {
+    struct store *store; /* where the blobs are */
+    const struct layer_blob *layers;
+    size_t n_layers;
+    uint64_t size_bytes;  /* the file system's size; 0: smallest that fits, plus 512 MiB free */
+    const char *label;    /* volume label, at most 16 bytes, or NULL */
+    const char *out_path; /* made; must not exist */
+    const struct layers_progress *progress;
+};
+
+struct flatten_result {
+    uint64_t size;           /* length of the file, bytes */
+    uint64_t allocated;      /* blocks it takes, bytes */
+    uint64_t entries;        /* names in the finished tree */
+    struct cb_digest digest; /* image_digest() of it */
+};
+
+/* -CB_E_CORRUPT for a bad layer (names layer and entry; a diff_id that does not match too),
+ * -CB_E_LIMIT when it cannot fit @size_bytes (with the numbers). Nothing is left on failure. */
+int flatten(const struct flatten_spec *spec, struct flatten_result *out, struct cb_error *err);
+
+/* The digest of a file system image: SHA-256 over its length and the index and SHA-256 of every 1
+ * MiB chunk that is not all zero, so that holes cost nothing whatever the size. */
+int image_digest(int fd, struct cb_digest *out, uint64_t *allocated, struct cb_error *err);
+
+/* An empty ext4 file system in a sparse file (scratch disks). Not reproducible in its UUID alone.
+ */
+int ext4_make_empty(const char *path, uint64_t size_bytes, const char *label, struct cb_error *err);

@@ -1,0 +1,53 @@
+/* tar_read: the entries of one uncompressed tar stream, by libarchive, without what it hides or
+ * softens: a malformed header or an unknown type is an error, and names are bytes whatever the
+ * locale.
+ */
+#pragma once
+
+#include "support/error.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Where the bytes come from: 1 and a piece (valid until the next call), 0 at the end, or an error.
+ */
+struct tar_source {
+    int (*next)(void *arg, const void **data, size_t *len, struct cb_error *err);
+    void *arg;
+};
+
+enum tar_kind {
+    TAR_FILE,
+    TAR_DIR,
+    TAR_SYMLINK,
+    TAR_HARDLINK,
+    TAR_CHAR,
+    TAR_BLOCK,
+    TAR_FIFO,
+};
+
+struct tar_entry {
+    enum tar_kind kind;
+    const char *path; /* as written; borrowed until the next entry, as all below */
+    const char *link; /* target of a link, else NULL */
+    uint32_t mode;    /* 07777 */
+    uint32_t uid, gid;
+    int64_t mtime;
+    uint32_t mtime_ns;
+    uint32_t major, minor;
+    uint64_t size;
+};
+
+struct tar_reader; /* opaque */
+int tar_reader_open(const struct tar_source *source, struct tar_reader **out, struct cb_error *err);
+void tar_reader_close(struct tar_reader *r); /* NULL is fine */
+/* 1 and the next entry, 0 at the end of the archive. On failure e->path is the entry's name or
+ * NULL. */
+int tar_reader_next(struct tar_reader *r, struct tar_entry *e, struct cb_error *err);
+/* The entry's data: 1 and a piece for byte *@at on, 0 at its end. Pieces rise and do not overlap;
+ * what lies between them is a hole of a sparse file. */
+int tar_reader_data(struct tar_reader *r, const void **data, size_t *len, uint64_t *at,
+                    struct cb_error *err);
+/* The entry's extended attributes one by one; false at the end. */
+bool tar_reader_xattr(struct tar_reader *r, const char **name, const void **value, size_t *len);

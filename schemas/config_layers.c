@@ -1,0 +1,461 @@
+/* Layers, and what they hold besides commands. */
+#include "schemas/config_fields.h"
+
+#include "support/cleanup.h"
+#include "support/mem.h"
+
+#include <ctype.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+bool read_absolute_path(struct reader *r, const struct at *at, const struct doc_node *n,
+                        const struct field *f, void *to)
+{
+    const char *accepts = "an absolute path such as /srv/app";
+    const char *text = read_text(r, at, n, accepts);
+    if (!text)
+        return false;
+    if (*text != '/' || n->n >= 4096 || strchr(text, '\n'))
+        return read_expected(r, at, n, accepts);
+    return read_string(r, at, n, f, to);
+}
+
+/* NAME or UID, with :GROUP or :GID if wanted. */
+bool user_valid(const char *text)
+{
+    size_t colons = 0, run = 0;
+    bool ok = strlen(text) <= 128;
+    for (const char *p = text; ok && *p; p++) {
+        if (*p == ':') {
+            ok = run > 0 && ++colons == 1;
+            run = 0;
+        } else {
+            ok = isalnum((unsigned char)*p) || *p == '_' || *p == '.' || *p == '$' ||
+                 (*p == '-' && run > 0);
+            run++;
+        }
+    }
+    return ok && run > 0;
+}
+
+bool read_user(struct reader *r, const struct at *at, const struct doc_node *n,
+               const struct field *f, void *to)
+{
+    const char *accepts = "a user name or number, with :group if wanted";
+    const char *text = read_text(r, at, n, accepts);
+    if (!text)
+        return false;
+    if (!user_valid(text))
+        return read_expected(r, at, n, accepts);
+    return read_string(r, at, n, f, to);
+}
+
+/* ---- drives ---- */
+
+#define AT(member) offsetof(struct drive, member)
+
+static bool read_label(struct reader *r, const struct at *at, const struct doc_node *n,
+                       const struct field *f, void *to)
+{
+    const char *text = read_text(r, at, n, f->accepts);
+    if (!text)
+        return false;
+    bool ok = n->n > 0 && n->n <= 16;
+    for (const char *p = text; ok && *p; p++)
+        ok = isalnum((unsigned char)*p) || strchr("._-", *p);
+    if (!ok)
+        return read_expected(r, at, n, f->accepts);
+    return read_string(r, at, n, f, to);
+}
+
+/* Where a drive is mounted: not over the whole, and in one way of writing it. */
+static bool read_mount_path(struct reader *r, const struct at *at, const struct doc_node *n,
+                            const struct field *f, void *to)
+{
+    const char *accepts = "an absolute path below / such as /data, without // or ..";
+    const char *text = read_text(r, at, n, accepts);
+    if (!text)
+        return false;
+    bool ok = text[0] == '/' && text[1] && text[strlen(text) - 1] != '/' && !strstr(text, "//");
+    for (const char *p = text; ok && p; p = strchr(p + 1, '/'))
+        ok = !(p[1] == '.' && (p[2] == '/' || !p[2] || (p[2] == '.' && (p[3] == '/' || !p[3]))));
+    if (!ok)
+        return read_expected(r, at, n, accepts);
+    return read_absolute_path(r, at, n, f, to);
+}
+
+static const struct field drive_fields[] = {
+    {.name = "drive_id",
+     .read = read_id,
+     .offset = AT(drive_id),
+     .max = 64,
+     .required = true,
+     .accepts = "a name for the drive, unique in the file"},
+    {.name = "label",
+     .read = read_label,
+     .offset = AT(label),
+     .accepts = "a label of 1 to 16 letters, digits, '.', '_' and '-'"},
+    {.name = "size_gb", .read = read_u32, .offset = AT(size_gb), .min = 1, .max = 2048},
+    {.name = "read_only", .read = read_bool, .offset = AT(read_only)},
+    {.name = "mount_path", .read = read_mount_path, .offset = AT(mount_path)},
+    {.name = "commands", .read = read_commands, .offset = AT(commands)},
+    {.name = NULL},
+};
+#undef AT
+
+static bool read_drives(struct reader *r, const struct at *at, const struct doc_node *n,
+                        const struct field *f, void *to)
+{
+    (void)f;
+    struct layer *l = to;
+    void *v = NULL;
+    bool set = read_structs(r, at, n, drive_fields, "a list of drives", sizeof(struct drive),
+                            offsetof(struct drive, loc), &v, &l->n_drives);
+    l->drives = v;
+    return set;
+}
+
+/* ---- context ---- */
+
+#define AT(member) offsetof(struct context_source, member)
+
+/* Below the folder that it is relative to: no leading slash, no "..". */
+bool read_inner_path(struct reader *r, const struct at *at, const struct doc_node *n,
+                     const struct field *f, void *to)
+{
+    const char *accepts = "a relative path without \"..\"";
+    const char *text = read_text(r, at, n, accepts);
+    if (!text)
+        return false;
+    bool ok = n->n > 0 && n->n < 4096 && *text != '/';
+    for (const char *p = text; ok && p; p = strchr(p, '/') ? strchr(p, '/') + 1 : NULL)
+        ok = !(p[0] == '.' && p[1] == '.' && (p[2] == '/' || p[2] == '\0'));
+    if (!ok)
+        return read_expected(r, at, n, accepts);
+    return read_string(r, at, n, f, to);
+}
+
+/* A repository libgit2 can fetch. A password in it would stand in the hash, the queue and the
+ * manifest. */
+static bool read_git(struct reader *r, const struct at *at, const struct doc_node *n,
+                     const struct field *f, void *to)
+{
+    static const char *const schemes[] = {"https://", "http://", "ssh://", "git://", "file:///"};
+    const char *accepts = "a repository such as https://github.com/org/app.git or git@host:org/app";
+    const char *text = read_text(r, at, n, accepts);
+    if (!text)
+        return false;
+    size_t scheme = 0;
+    for (size_t i = 0; i < sizeof(schemes) / sizeof(schemes[0]); i++)
+        if (strncmp(text, schemes[i], strlen(schemes[i])) == 0)
+            scheme = strlen(schemes[i]);
+    const char *host = text + scheme, *at_sign = strchr(host, '@'), *colon = strchr(host, ':');
+    size_t authority = strcspn(host, "/");
+    bool scp = !scheme && at_sign && colon && at_sign > text && at_sign < colon && colon[1];
+    bool ok = (scheme || scp) && *host && *text != '-';
+    for (const char *p = text; ok && *p; p++)
+        ok = isgraph((unsigned char)*p);
+    if (!ok)
+        return read_expected(r, at, n, accepts);
+    if (scheme && at_sign && colon && colon < at_sign && at_sign < host + authority) {
+        read_problem_private(r, at, n,
+                             "a password in the URL would be stored with the build; use a secret");
+        return false;
+    }
+    return read_string(r, at, n, f, to);
+}
+
+/* A branch, tag or commit, as git check-ref-format has it. */
+static bool read_git_ref(struct reader *r, const struct at *at, const struct doc_node *n,
+                         const struct field *f, void *to)
+{
+    const char *accepts = "a branch, a tag or a commit";
+    const char *text = read_text(r, at, n, accepts);
+    if (!text)
+        return false;
+    bool ok = *text != '-' && *text != '/' && !strstr(text, "..") && !strstr(text, "//");
+    for (const char *p = text; ok && *p; p++)
+        ok = (unsigned char)*p > 0x20 && *p != 0x7f && !strchr("~^:?*[\\", *p);
+    if (!ok)
+        return read_expected(r, at, n, accepts);
+    return read_string(r, at, n, f, to);
+}
+
+static const struct field context_fields[] = {
+    {.name = "src", .read = read_inner_path, .offset = AT(src)},
+    {.name = "git", .read = read_git, .offset = AT(git), .max = 2048},
+    {.name = "ref", .read = read_git_ref, .offset = AT(ref), .max = 256},
+    {.name = "path", .read = read_inner_path, .offset = AT(path)},
+    {.name = "dst",
+     .read = read_absolute_path,
+     .offset = AT(dst),
+     .required = true,
+     .accepts = "where the files go"},
+    {.name = NULL},
+};
+#undef AT
+
+static bool read_context(struct reader *r, const struct at *at, const struct doc_node *n,
+                         const struct field *f, void *to)
+{
+    (void)f;
+    struct layer *l = to;
+    void *v = NULL;
+    bool set =
+        read_structs(r, at, n, context_fields, "a list of sources", sizeof(struct context_source),
+                     offsetof(struct context_source, loc), &v, &l->n_context);
+    l->context = v;
+    for (size_t i = 0; i < l->n_context; i++) {
+        const struct context_source *s = &l->context[i];
+        const struct at here = {.up = at, .index = i};
+        const struct doc_node *item = n->items[i];
+        if (item->kind != DOC_MAP)
+            continue;
+        bool src = doc_child(item, "src"), git = doc_child(item, "git");
+        if (src && git)
+            read_problem(r, &here, item, "either `src` or `git`, not both");
+        else if (!src && !git)
+            read_problem(
+                r, &here, item,
+                "expected {src, dst} for files, or {git, ref, path, dst} for a repository");
+        else if (src && (s->ref || s->path))
+            read_problem(r, &here, item, "`ref` and `path` belong to `git`");
+    }
+    return set;
+}
+
+/* ---- secrets ---- */
+
+#define AT(member) offsetof(struct secret, member)
+
+/* A variable: its value stays out of the model, only that it can be had is checked. */
+static bool read_secret_env(struct reader *r, const struct at *at, const struct doc_node *n,
+                            const struct field *f, void *to)
+{
+    const char *text = read_text(r, at, n, "the name of a variable");
+    return text && read_expand(r, at, n, text, NULL) && read_string(r, at, n, f, to);
+}
+
+static const struct field secret_fields[] = {
+    {.name = "id",
+     .read = read_id,
+     .offset = AT(id),
+     .max = 128,
+     .required = true,
+     .accepts = "the secret's name"},
+    {.name = "env", .read = read_secret_env, .offset = AT(env)},
+    {.name = "path", .read = read_absolute_path, .offset = AT(path)},
+    {.name = "version", .read = read_string, .offset = AT(version), .max = 128},
+    {.name = NULL},
+};
+#undef AT
+
+static bool read_secrets(struct reader *r, const struct at *at, const struct doc_node *n,
+                         const struct field *f, void *to)
+{
+    (void)f;
+    struct layer *l = to;
+    void *v = NULL;
+    if (n->kind == DOC_LIST && n->n > 64) {
+        read_problem(r, at, n, "more than 64 secrets in one layer");
+        return false;
+    }
+    bool set = read_structs(r, at, n, secret_fields, "a list of secrets", sizeof(struct secret),
+                            SIZE_MAX, &v, &l->n_secrets);
+    l->secrets = v;
+    for (size_t i = 0; i < l->n_secrets; i++) {
+        const struct at here = {.up = at, .index = i};
+        const struct doc_node *item = n->items[i];
+        if (item->kind == DOC_MAP && !doc_child(item, "env") == !doc_child(item, "path"))
+            read_problem(r, &here, item,
+                         "a secret has either `env` (a variable) or `path` (a file)");
+        for (size_t k = 0; l->secrets[i].id && k < i; k++) {
+            if (!l->secrets[k].id || strcmp(l->secrets[k].id, l->secrets[i].id) != 0)
+                continue;
+            const struct at where = {.up = &here, .key = "id"};
+            read_problem(r, &where, doc_child(item, "id"), "duplicate secret id \"%s\"",
+                         l->secrets[i].id);
+            break;
+        }
+    }
+    return set;
+}
+
+/* ---- layers ---- */
+
+#define AT(member) offsetof(struct layer, member)
+
+static bool read_interval(struct reader *r, const struct at *at, const struct doc_node *n,
+                          const struct field *f, void *to)
+{
+    static const char *const words[] = {"daily", "weekly", "on_push", "on_base_change", NULL};
+    const char *text = read_text(r, at, n, f->accepts);
+    if (!text)
+        return false;
+    bool known = false;
+    for (size_t i = 0; words[i]; i++)
+        known = known || strcmp(text, words[i]) == 0;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    if (!known && duration_parse(text, &err) < 60000)
+        return read_expected_near(r, at, n, f->accepts,
+                                  isalpha((unsigned char)*text) ? nearest_word(text, words) : NULL);
+    return read_string(r, at, n, f, to);
+}
+
+static bool read_layer_name(struct reader *r, const struct at *at, const struct doc_node *n,
+                            const struct field *f, void *to)
+{
+    const char *text = read_text(r, at, n, f->accepts);
+    if (!text)
+        return false;
+    if (!*text) {
+        read_problem(r, at, n, "layer name must not be empty");
+        return false;
+    }
+    if (strcmp(text, "_platform") == 0) {
+        read_problem(r, at, n,
+                     "the layer name \"_platform\" is reserved for the one made from `base_image`");
+        return false;
+    }
+    for (const char *p = text; *p; p++)
+        if ((unsigned char)*p < 0x20 || *p == 0x7f)
+            return read_expected(r, at, n, f->accepts);
+    return read_string(r, at, n, f, to);
+}
+
+const struct field layer_fields[] = {
+    {.name = "name",
+     .read = read_layer_name,
+     .offset = AT(name),
+     .max = CONFIG_NAME_MAX,
+     .accepts = "a name such as \"deps\""},
+    {.name = "init_commands", .read = read_commands, .offset = AT(init_commands)},
+    {.name = "refresh_commands",
+     .read = read_commands,
+     .offset = AT(refresh_commands),
+     .note = "refresh_commands"},
+    {.name = "refresh_interval",
+     .read = read_interval,
+     .offset = AT(refresh_interval),
+     .accepts = "daily, weekly, on_push, on_base_change, or a duration of a minute or more such as "
+                "6h",
+     .note = "refresh_interval"},
+    {.name = "drives", .read = read_drives, .note = "drives"},
+    {.name = "context", .read = read_context, .note = "context"},
+    {.name = "env", .read = read_env, .offset = AT(env), .more = "expand"},
+    {.name = "workdir", .read = read_absolute_path, .offset = AT(workdir)},
+    {.name = "user", .read = read_user, .offset = AT(user)},
+    {.name = "secrets", .read = read_secrets, .note = "secrets"},
+    {.name = NULL},
+};
+
+static void check_layer(struct reader *r, const struct at *at, const struct doc_node *n,
+                        const struct workload_config *c, size_t i)
+{
+    const struct layer *l = &c->layers[i];
+    const struct doc_node *commands = doc_child(n, "init_commands");
+    if (!doc_child(n, "name"))
+        read_problem(r, at, n, "`name` is missing: layer name must not be empty");
+    if (!commands || (commands->kind == DOC_LIST && commands->n == 0)) {
+        CB_AUTO_FREE char *q = l->name ? quote_text(l->name, strlen(l->name)) : NULL;
+        read_problem(r, at, commands ? commands : n,
+                     "layer %s%smust have non-empty init_commands: a list of at least one command",
+                     q ? q : "", q ? " " : "");
+    }
+    for (size_t k = 0; l->name && k < i; k++) {
+        if (!c->layers[k].name || strcmp(c->layers[k].name, l->name) != 0)
+            continue;
+        CB_AUTO_FREE char *q = quote_text(l->name, strlen(l->name));
+        const struct at where = {.up = at, .key = "name"};
+        read_problem(r, &where, doc_child(n, "name"),
+                     "duplicate layer name %s; the layer in line %d has it already", q,
+                     c->layers[k].loc.line);
+        break;
+    }
+}
+
+/* What no two drives of a config may share. */
+static const struct {
+    const char *key;
+    size_t at;
+} drive_unique[] = {{"drive_id", offsetof(struct drive, drive_id)},
+                    {"label", offsetof(struct drive, label)},
+                    {"mount_path", offsetof(struct drive, mount_path)}};
+
+static const char *drive_text(const struct drive *d, size_t u)
+{
+    const char *text;
+    memcpy(&text, (const char *)d + drive_unique[u].at, sizeof(text));
+    return text;
+}
+
+/* The drive before number @k of layer @i that has the same, or NULL. Quadratic, but each drive is a
+ * disk: there are few. */
+static const struct drive *drive_before(const struct workload_config *c, size_t i, size_t k,
+                                        size_t u)
+{
+    const char *text = drive_text(&c->layers[i].drives[k], u);
+    for (size_t a = 0; text && a <= i; a++)
+        for (size_t b = 0; b < c->layers[a].n_drives && !(a == i && b >= k); b++) {
+            const struct drive *d = &c->layers[a].drives[b];
+            if (drive_text(d, u) && strcmp(drive_text(d, u), text) == 0)
+                return d;
+        }
+    return NULL;
+}
+
+static void check_drives(struct reader *r, const struct workload_config *c,
+                         const struct doc_node *layers, const struct at *at)
+{
+    size_t total = 0;
+    for (size_t i = 0; c->layers && i < c->n_layers; i++) {
+        const struct doc_node *list = doc_child(layers->items[i], "drives");
+        const struct at layer = {.up = at, .index = i};
+        const struct at drives = {.up = &layer, .key = "drives"};
+        total += c->layers[i].n_drives;
+        if (c->layers[i].n_drives && total > 64) {
+            read_problem(r, &drives, list, "more than 64 drives in one config");
+            return;
+        }
+        for (size_t k = 0; list && k < c->layers[i].n_drives; k++) {
+            const struct at here = {.up = &drives, .index = k};
+            for (size_t u = 0; u < sizeof(drive_unique) / sizeof(drive_unique[0]); u++) {
+                const struct drive *first = drive_before(c, i, k, u);
+                if (!first)
+                    continue;
+                const char *text = drive_text(first, u);
+                const struct at where = {.up = &here, .key = drive_unique[u].key};
+                CB_AUTO_FREE char *q = quote_text(text, strlen(text));
+                read_problem(r, &where, doc_child(list->items[k], drive_unique[u].key),
+                             "duplicate %s %s; the drive in line %d has it already",
+                             drive_unique[u].key, q, first->loc.line);
+            }
+        }
+    }
+}
+
+bool read_layers(struct reader *r, const struct at *at, const struct doc_node *n,
+                 const struct field *f, void *to)
+{
+    (void)f;
+    struct workload_config *c = to;
+    if (n->kind == DOC_LIST && n->n > CONFIG_LAYERS_MAX) {
+        read_problem(r, at, n, "more than %u layers", CONFIG_LAYERS_MAX);
+        return false;
+    }
+    void *v = NULL;
+    bool set = read_structs(r, at, n, layer_fields,
+                            "a list of layers, each with `name` and "
+                            "`init_commands`",
+                            sizeof(struct layer), offsetof(struct layer, loc), &v, &c->n_layers);
+    c->layers = v;
+    for (size_t i = 0; c->layers && i < c->n_layers; i++) {
+        const struct at here = {.up = at, .index = i};
+        if (n->items[i]->kind == DOC_MAP)
+            check_layer(r, &here, n->items[i], c, i);
+    }
+    if (set)
+        check_drives(r, c, n, at);
+    return set;
+}

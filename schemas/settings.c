@@ -1,0 +1,436 @@
+#include "schemas/settings.h"
+
+#include "schemas/reader.h"
+#include "support/cleanup.h"
+#include "support/file.h"
+#include "support/limits.h"
+#include "support/mem.h"
+
+#include <ctype.h>
+#include <pwd.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <unistd.h>
+
+#define REGISTRIES_MAX 256u
+#define DEBIAN_MIRROR "http://deb.debian.org/debian"
+
+static const char url_accepts[] = "a URL such as https://mirror.example.com, without user or query";
+static const char host_accepts[] = "a registry's host such as docker.io or 127.0.0.1:5000";
+static const char path_accepts[] = "an absolute path";
+static const char *const isolations[] = {"auto", "vm", "container", NULL};
+static const char *const pulls[] = {"always", "missing", "never", NULL};
+
+/* ---- what is accepted ---- */
+
+static bool valid_host(const char *h)
+{
+    size_t n = strlen(h), i = 0;
+    if (n == 0 || n > 255)
+        return false;
+    if (h[0] == '[') { /* [v6 address] */
+        size_t in = strspn(h + 1, "0123456789abcdefABCDEF:.");
+        if (in < 2 || h[1 + in] != ']')
+            return false;
+        i = in + 2;
+    } else {
+        while (isalnum((unsigned char)h[i]) || h[i] == '-' || h[i] == '.' || h[i] == '_')
+            i++;
+        if (i == 0 || h[0] == '-' || h[0] == '.')
+            return false;
+    }
+    if (h[i] == ':') {
+        unsigned port = 0;
+        size_t digits = 0;
+        for (const char *p = h + i + 1; *p >= '0' && *p <= '9' && digits < 6; p++, digits++)
+            port = port * 10 + (unsigned)(*p - '0');
+        if (digits == 0 || port == 0 || port > 65535)
+            return false;
+        i += 1 + digits;
+    }
+    return h[i] == '\0';
+}
+
+static bool valid_url(const char *u)
+{
+    size_t scheme = strncmp(u, "http://", 7) == 0 ? 7 : strncmp(u, "https://", 8) == 0 ? 8 : 0;
+    if (scheme == 0 || strlen(u) > 2048)
+        return false;
+    CB_AUTO_FREE char *host = cb_xstrndup(u + scheme, strcspn(u + scheme, "/"));
+    if (!valid_host(host))
+        return false;
+    for (const char *p = u + scheme + strlen(host); *p; p++)
+        if (!isgraph((unsigned char)*p) || strchr("?#@\"<>\\", *p))
+            return false;
+    return true;
+}
+
+static bool is_one_of(const char *text, const char *const *words)
+{
+    for (; *words; words++)
+        if (strcmp(text, *words) == 0)
+            return true;
+    return false;
+}
+
+static void set(char **to, const char *text)
+{
+    char *copy = cb_xstrdup(text); /* first: it may be *to itself */
+    free(*to);
+    *to = copy;
+}
+
+/* Without the slashes at its end: paths are put behind it. */
+static void set_url(char **to, const char *url)
+{
+    size_t n = strlen(url);
+    while (n && url[n - 1] == '/')
+        n--;
+    char *copy = cb_xstrndup(url, n);
+    free(*to);
+    *to = copy;
+}
+
+/* ---- files ---- */
+
+static bool read_url(struct reader *r, const struct at *at, const struct doc_node *n,
+                     const struct field *f, void *to)
+{
+    (void)f;
+    const char *text = read_text(r, at, n, url_accepts);
+    if (!text)
+        return false;
+    if (strchr(text, '@')) {
+        read_problem(r, at, n, "expected %s; `username` and `password` are fields of their own",
+                     url_accepts);
+        return false;
+    }
+    if (!valid_url(text))
+        return read_expected(r, at, n, url_accepts);
+    set_url(to, text);
+    return true;
+}
+
+static bool read_path(struct reader *r, const struct at *at, const struct doc_node *n,
+                      const struct field *f, void *to)
+{
+    (void)f;
+    const char *text = read_text(r, at, n, path_accepts);
+    if (!text)
+        return false;
+    if (*text != '/' || n->n >= CB_PATH_MAX)
+        return read_expected(r, at, n, path_accepts);
+    set(to, text);
+    return true;
+}
+
+/* A password stands in no message. */
+static bool read_secret(struct reader *r, const struct at *at, const struct doc_node *n,
+                        const struct field *f, void *to)
+{
+    (void)f;
+    if (n->kind != DOC_SCALAR || doc_is_null(n) || n->n == 0 || n->n > 8192) {
+        read_problem(r, at, n, "expected a text");
+        return false;
+    }
+    set(to, n->text);
+    return true;
+}
+
+#define AT(member) offsetof(struct registry_settings, member)
+
+static const struct field registry_fields[] = {
+    {.name = "mirror", .read = read_url, .offset = AT(mirror)},
+    {.name = "ca_file", .read = read_path, .offset = AT(ca_file)},
+    {.name = "username", .read = read_string, .offset = AT(username), .max = 1024},
+    {.name = "password", .read = read_secret, .offset = AT(password)},
+    {.name = "insecure", .read = read_bool, .offset = AT(insecure)},
+    {.name = NULL},
+};
+
+static bool read_registries(struct reader *r, const struct at *at, const struct doc_node *n,
+                            const struct field *f, void *to)
+{
+    (void)f;
+    struct settings *s = to;
+    if (n->kind != DOC_MAP)
+        return read_expected(r, at, n, "a map such as {docker.io: {mirror: https://...}}");
+    if (n->n > REGISTRIES_MAX) {
+        read_problem(r, at, n, "more than %u registries", REGISTRIES_MAX);
+        return false;
+    }
+    for (size_t i = 0; i < n->n; i++) {
+        const struct doc_node *key = n->pairs[i].key;
+        const struct at here = {.up = at, .key = key->text};
+        if (!valid_host(key->text)) {
+            (void)read_expected(r, &here, key, host_accepts);
+            continue;
+        }
+        (void)read_map(r, &here, n->pairs[i].value, registry_fields,
+                       settings_registry(s, key->text));
+    }
+    return true;
+}
+
+#undef AT
+#define AT(member) offsetof(struct settings, member)
+
+static const struct field settings_fields[] = {
+    {.name = "home", .read = read_path, .offset = AT(home)},
+    {.name = "debian_mirror", .read = read_url, .offset = AT(debian_mirror)},
+    {.name = "kernel", .read = read_path, .offset = AT(kernel)},
+    {.name = "isolation", .read = read_choice, .offset = AT(isolation), .more = isolations},
+    {.name = "pull", .read = read_choice, .offset = AT(pull), .more = pulls},
+    {.name = "allow_host_network", .read = read_bool, .offset = AT(allow_host_network)},
+    {.name = "registries", .read = read_registries},
+    {.name = NULL},
+};
+
+/* A settings file without settings is fine, unlike a config without anything to build. */
+static bool says_nothing(const struct cb_buf *text)
+{
+    for (const char *p = text->data ? text->data : ""; *p; p++) {
+        if (*p == '#')
+            p += strcspn(p, "\n") - 1;
+        else if (!isspace((unsigned char)*p))
+            return false;
+    }
+    return true;
+}
+
+static void append(struct config_problems *to, struct config_problems *from)
+{
+    for (size_t i = 0; i < from->n; i++) {
+        to->v = cb_xgrow(to->v, &to->cap, to->n, sizeof(*to->v));
+        to->v[to->n++] = from->v[i];
+    }
+    to->n_errors += from->n_errors;
+    to->n_dropped += from->n_dropped;
+    from->n = 0; /* moved */
+    config_problems_release(from);
+}
+
+static void read_settings_file(struct settings *s, const char *path, bool required,
+                               struct config_problems *all)
+{
+    struct config_problems problems = {0};
+    CB_AUTO_BUF text = CB_BUF_INIT(CB_CONFIG_MAX);
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    int rc = cb_read_file(path, CB_CONFIG_MAX, &text, &err);
+    if (rc < 0) {
+        if (required || err.code != CB_E_NOTFOUND)
+            problem_unreadable(&problems, path, &err);
+    } else if (!says_nothing(&text)) {
+        struct doc d;
+        bool secret = strcasestr(text.data, "password") || strchr(text.data, '@');
+        bool ok = secret ? doc_read_private(&d, text.data, text.len, path, CONFIG_AUTO, &problems)
+                         : doc_read(&d, text.data, text.len, path, CONFIG_AUTO, &problems);
+        if (ok) {
+            struct reader r = {.doc = &d, .problems = &problems};
+            if (d.root->kind == DOC_MAP)
+                (void)read_map(&r, NULL, d.root, settings_fields, s);
+            else
+                (void)read_expected(&r, NULL, d.root, "a map of settings");
+        }
+        doc_release(&d);
+    }
+    problems_sort(&problems);
+    append(all, &problems);
+}
+
+/* ---- environment ---- */
+
+static void refuse_variable(struct config_problems *p, const char *name, const char *accepts,
+                            const char *value)
+{
+    struct source s = {.name = "environment"};
+    CB_AUTO_FREE char *q =
+        strchr(value, '@') ? cb_xstrdup("one with an '@'") : quote_text(value, strlen(value));
+    problem_add(p, &s, false, 0, 0, name, "expected %s, found %s", accepts, q);
+}
+
+/* A variable that is set to nothing is as one that is not set. */
+static const char *variable(const char *name)
+{
+    const char *v = getenv(name);
+    return v && *v ? v : NULL;
+}
+
+static void path_variable(const char *name, char **to, struct config_problems *p)
+{
+    const char *v = variable(name);
+    if (!v)
+        return;
+    if (strlen(v) >= CB_PATH_MAX) {
+        refuse_variable(p, name, "a path", v);
+    } else if (*v == '/') {
+        set(to, v);
+    } else { /* typed at a prompt: relative to where we are */
+        CB_AUTO_FREE char *here = realpath(".", NULL);
+        CB_AUTO_FREE char *path = cb_xasprintf("%s/%s", here ? here : "", v);
+        set(to, path);
+    }
+}
+
+static void choice_variable(const char *name, const char *const *words, const char *accepts,
+                            char **to, struct config_problems *p)
+{
+    const char *v = variable(name);
+    if (v && is_one_of(v, words))
+        set(to, v);
+    else if (v)
+        refuse_variable(p, name, accepts, v);
+}
+
+static void read_environment(struct settings *s, struct config_problems *p)
+{
+    path_variable("CAPSULE_BUILD_HOME", &s->home, p);
+    path_variable("CAPSULE_BUILD_KERNEL", &s->kernel, p);
+    choice_variable("CAPSULE_BUILD_ISOLATION", isolations, "one of auto, vm, container",
+                    &s->isolation, p);
+    choice_variable("CAPSULE_BUILD_PULL", pulls, "one of always, missing, never", &s->pull, p);
+    const char *mirror = variable("CAPSULE_BUILD_DEBIAN_MIRROR");
+    if (mirror && valid_url(mirror))
+        set_url(&s->debian_mirror, mirror);
+    else if (mirror)
+        refuse_variable(p, "CAPSULE_BUILD_DEBIAN_MIRROR", url_accepts, mirror);
+    const char *list = variable("CAPSULE_BUILD_REGISTRY_MIRRORS");
+    for (const char *at = list; at && *at;) {
+        size_t n = strcspn(at, ",");
+        CB_AUTO_FREE char *one = cb_xstrndup(at, n);
+        CB_AUTO_ERROR err = CB_ERROR_INIT;
+        struct source env = {.name = "environment"};
+        if (n && settings_add_mirror(s, one, &err) < 0)
+            problem_add(p, &env, false, 0, 0, "CAPSULE_BUILD_REGISTRY_MIRRORS", "%s", err.msg);
+        at += n + (at[n] == ',');
+    }
+}
+
+/* ---- the whole ---- */
+
+static char *user_home(void)
+{
+    const char *h = variable("HOME");
+    if (h && *h == '/')
+        return cb_xstrdup(h);
+    struct passwd pw, *found = NULL;
+    char buf[4096];
+    if (getpwuid_r(geteuid(), &pw, buf, sizeof(buf), &found) == 0 && found && found->pw_dir)
+        return cb_xstrdup(found->pw_dir);
+    return NULL;
+}
+
+/* $@variable_name if it is an absolute path (the XDG specification says to ignore others), else
+ * HOME/@below. Owned, or NULL. */
+static char *xdg(const char *variable_name, const char *below)
+{
+    const char *v = variable(variable_name);
+    if (v && *v == '/')
+        return cb_xstrdup(v);
+    CB_AUTO_FREE char *home = user_home();
+    return home ? cb_xasprintf("%s/%s", home, below) : NULL;
+}
+
+static char *default_home(void)
+{
+    if (geteuid() == 0)
+        return cb_xstrdup("/var/lib/capsule-build");
+    CB_AUTO_FREE char *data = xdg("XDG_DATA_HOME", ".local/share");
+    return data ? cb_xasprintf("%s/capsule-build", data) : NULL;
+}
+
+int settings_load_files(const char *const *files, size_t n, bool last_required,
+                        struct settings **out, struct config_problems *problems,
+                        struct cb_error *err)
+{
+    struct settings *s = cb_xcalloc(1, sizeof(*s));
+    s->home = default_home();
+    s->debian_mirror = cb_xstrdup(DEBIAN_MIRROR);
+    s->isolation = cb_xstrdup("auto");
+    s->pull = cb_xstrdup("always");
+    for (size_t i = 0; i < n; i++)
+        read_settings_file(s, files[i], last_required && i + 1 == n, problems);
+    read_environment(s, problems);
+    if (!s->home) {
+        struct source env = {.name = "environment"};
+        problem_add(problems, &env, false, 0, 0, "HOME",
+                    "not set; set CAPSULE_BUILD_HOME to the folder that builds are kept in");
+    }
+    int rc = problems_summary(problems, "the settings", err);
+    if (rc < 0)
+        settings_free(s);
+    else
+        *out = s;
+    return rc;
+}
+
+int settings_load(const char *config_file, struct settings **out, struct config_problems *problems,
+                  struct cb_error *err)
+{
+    const char *files[3] = {"/etc/capsule-build/config.yaml"};
+    size_t n = 1;
+    CB_AUTO_FREE char *dir = xdg("XDG_CONFIG_HOME", ".config");
+    CB_AUTO_FREE char *user = dir ? cb_xasprintf("%s/capsule-build/config.yaml", dir) : NULL;
+    if (user)
+        files[n++] = user;
+    if (config_file)
+        files[n++] = config_file;
+    return settings_load_files(files, n, config_file != NULL, out, problems, err);
+}
+
+struct registry_settings *settings_registry(struct settings *s, const char *host)
+{
+    for (size_t i = 0; i < s->n_registries; i++)
+        if (strcasecmp(s->registries[i].host, host) == 0)
+            return &s->registries[i];
+    s->registries = cb_xrealloc(s->registries, (s->n_registries + 1) * sizeof(*s->registries));
+    struct registry_settings *r = &s->registries[s->n_registries++];
+    *r = (struct registry_settings){.host = cb_xstrdup(host)};
+    return r;
+}
+
+const struct registry_settings *settings_find_registry(const struct settings *s, const char *host)
+{
+    for (size_t i = 0; i < s->n_registries; i++)
+        if (strcasecmp(s->registries[i].host, host) == 0)
+            return &s->registries[i];
+    return NULL;
+}
+
+int settings_add_mirror(struct settings *s, const char *text, struct cb_error *err)
+{
+    const char *eq = strchr(text, '=');
+    CB_AUTO_FREE char *host = cb_xstrndup(text, eq ? (size_t)(eq - text) : 0);
+    CB_AUTO_FREE char *q =
+        strchr(text, '@') ? cb_xstrdup("one with an '@'") : quote_text(text, strlen(text));
+    if (!eq || !valid_host(host) || !valid_url(eq + 1))
+        return cb_fail(err, CB_E_CONFIG,
+                       "expected HOST=URL such as docker.io=http://127.0.0.1:5000, found %s", q);
+    set_url(&settings_registry(s, host)->mirror, eq + 1);
+    return 0;
+}
+
+void settings_free(struct settings *s)
+{
+    if (!s)
+        return;
+    for (size_t i = 0; i < s->n_registries; i++) {
+        struct registry_settings *r = &s->registries[i];
+        free(r->host);
+        free(r->mirror);
+        free(r->ca_file);
+        free(r->username);
+        if (r->password)
+            explicit_bzero(r->password, strlen(r->password));
+        free(r->password);
+    }
+    free(s->registries);
+    free(s->home);
+    free(s->debian_mirror);
+    free(s->kernel);
+    free(s->isolation);
+    free(s->pull);
+    free(s);
+}

@@ -1,0 +1,49 @@
+/* settings: how this installation works, as opposed to what a build is.
+ * Read from /etc/capsule-build/config.yaml, then $XDG_CONFIG_HOME (or ~/.config)
+ * /capsule-build/config.yaml, then --config FILE; then come the variables CAPSULE_BUILD_HOME,
+ * _DEBIAN_MIRROR, _KERNEL, _ISOLATION, _PULL and _REGISTRY_MIRRORS ("HOST=URL,HOST=URL"), then
+ * flags (which the CLI applies). Later wins, field by field. */
+#pragma once
+
+#include "schemas/config.h"
+#include "support/error.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+
+struct registry_settings {
+    char *host;     /* "docker.io", "127.0.0.1:5000" */
+    char *mirror;   /* "http://127.0.0.1:5001" or "https://host", tried first; or NULL */
+    char *ca_file;  /* PEM bundle for this host and its mirror; or NULL. Asks a loopback host by
+                       HTTPS */
+    char *username; /* or NULL */
+    char *password; /* or NULL; never printed */
+    bool insecure;  /* plain HTTP is allowed although the host is not loopback */
+};
+
+struct settings {
+    char *home;          /* $CAPSULE_BUILD_HOME */
+    char *debian_mirror; /* for kernels and minimal-debian while building */
+    char *kernel;        /* a bzImage to use instead of the distribution's, or NULL */
+    char *isolation;     /* "auto", "vm", "container" */
+    char *pull;          /* "always", "missing", "never" */
+    bool allow_host_network;
+    struct registry_settings *registries;
+    size_t n_registries;
+};
+/* Defaults, files and environment. @config_file may be NULL. Problems as in config_load(). */
+int settings_load(const char *config_file, struct settings **out, struct config_problems *problems,
+                  struct cb_error *err);
+/* The same with these @n files in place of the usual three. One that does not exist is skipped
+ * unless it is the last and @last_required. */
+int settings_load_files(const char *const *files, size_t n, bool last_required,
+                        struct settings **out, struct config_problems *problems,
+                        struct cb_error *err);
+/* The entry for @host, made when missing. Borrowed from @s until the next one is made. */
+struct registry_settings *settings_registry(struct settings *s, const char *host);
+/* The entry for @host, or NULL. */
+const struct registry_settings *settings_find_registry(const struct settings *s, const char *host);
+/* "docker.io=http://127.0.0.1:5000" (--registry-mirror). -CB_E_CONFIG when it is not of that form.
+ */
+int settings_add_mirror(struct settings *s, const char *text, struct cb_error *err);
+void settings_free(struct settings *s);

@@ -1,0 +1,334 @@
+/* The agent's parsers and small rules, natively. */
+#include "builder/agent/agent.h"
+#include "builder/boot_conf.h"
+#include "check.h"
+#include "support/proc.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+static const char passwd[] = "root:x:0:0:root:/root:/bin/bash\n"
+                             "app:x:1000:1001:App,,,:/srv/app:/bin/sh\n"
+                             "broken line\n:x:1:1::/:\nodd:x:nan:1:::\n"
+                             "1234:x:50:50::/numeric:\n"
+                             "nohome:x:60:60::relative:\n"
+                             "last:x:70:70";
+static const char group[] = "root:x:0:\nwheel:x:10:root,app\napp:x:1001:\nvideo:x:44:other,app\n"
+                            "broken\nnearly:x:45:apps,ap\n1001:x:77:";
+
+static void test_users_resolve(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *spec;
+        uid_t uid;
+        gid_t gid;
+        size_t n_groups;
+        const char *name, *home;
+    } table[] = {
+        {"", 0, 0, 1, "root", "/root"},
+        {"root", 0, 0, 1, "root", "/root"},
+        {"app", 1000, 1001, 2, "app", "/srv/app"},
+        {"1000", 1000, 1001, 2, "app", "/srv/app"},
+        {"app:wheel", 1000, 10, 0, "app", "/srv/app"},
+        {"app:55", 1000, 55, 0, "app", "/srv/app"},
+        {"4000000000", 4000000000u, 0, 0, "4000000000", "/"},
+        {"9:9", 9, 9, 0, "9", "/"},
+        {"9:app", 9, 1001, 0, "9", "/"},
+        {"1234", 50, 50, 0, "1234", "/numeric"},
+        {"app:1001", 1000, 77, 0, "app", "/srv/app"},
+        {"nohome", 60, 60, 0, "nohome", "/"},
+        {"last", 70, 70, 0, "last", "/"},
+    };
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+        struct ident who;
+        struct fail f;
+        if (ident_resolve(table[i].spec, passwd, group, &who, &f) < 0)
+            fail_msg("%s: %s", table[i].spec, f.text);
+        assert_int_equal(who.uid, table[i].uid);
+        assert_int_equal(who.gid, table[i].gid);
+        assert_int_equal(who.n_groups, table[i].n_groups);
+        assert_string_equal(who.name, table[i].name);
+        assert_string_equal(who.home, table[i].home);
+    }
+}
+
+static void test_unknown_users_are_named(void **state)
+{
+    (void)state;
+    static const char *const bad[][2] = {
+        {"nobody-here", "user \"nobody-here\" is not in the image's /etc/passwd"},
+        {"app:nogroup", "group \"nogroup\" is not in the image's /etc/group"},
+        {"4294967295", "user \"4294967295\" is not in the image's /etc/passwd"},
+        {"-1", "user \"-1\" is not in the image's /etc/passwd"},
+        {"odd", "user \"odd\" is not in the image's /etc/passwd"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        struct ident who;
+        struct fail f;
+        assert_int_equal(ident_resolve(bad[i][0], passwd, group, &who, &f), -1);
+        assert_int_equal(f.kind, FAIL_COMMAND);
+        assert_string_equal(f.text, bad[i][1]);
+    }
+    struct ident who;
+    struct fail f;
+    assert_int_equal(ident_resolve("root", NULL, NULL, &who, &f), 0); /* an image without files */
+    assert_int_equal(who.uid, 0);
+    assert_string_equal(who.home, "/root");
+}
+
+static void test_user_names_are_checked(void **state)
+{
+    (void)state;
+    static const char *const good[] = {"a", "runner", "_x", "A.b-9"};
+    static const char *const bad[] = {"",     "1a",       "a:b",
+                                      "a\nb", "-a",       "a b",
+                                      "a/b",  "\xc3\xa9", "a23456789012345678901234567890123"};
+    for (size_t i = 0; i < sizeof good / sizeof good[0]; i++)
+        assert_true(user_name_ok(good[i]));
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+        assert_false(user_name_ok(bad[i]));
+}
+
+static void test_environment_keeps_the_last(void **state)
+{
+    (void)state;
+    struct words env = {0};
+    env_set(&env, "A=1");
+    env_set(&env, "AB=2");
+    env_set(&env, "A=3=4");
+    env_set(&env, "=x");
+    env_set(&env, "novalue");
+    env_default(&env, "AB", "9");
+    env_default(&env, "C", "");
+    assert_int_equal(env.n, 3);
+    assert_string_equal(env_get(&env, "A"), "3=4");
+    assert_string_equal(env_get(&env, "AB"), "2");
+    assert_string_equal(env_get(&env, "C"), "");
+    assert_null(env_get(&env, "D"));
+    words_release(&env);
+}
+
+/* What a login profile left of PATH, what the image declared, and what the script then sees. */
+static void test_login_script_puts_path_back(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *after_profile, *declared, *want;
+    } table[] = {
+        {"/usr/bin:/bin", "/opt/go/bin:/usr/bin:/bin", "/opt/go/bin:/usr/bin:/bin"},
+        {"/usr/bin:/bin", "/a:/usr/bin:/b", "/a:/b:/usr/bin:/bin"},
+        {"/usr/bin:/bin", "/bin:/usr/bin", "/usr/bin:/bin"},
+        {"/usr/bin:/bin", "/it's $HOME/*:/x y", "/it's $HOME/*:/x y:/usr/bin:/bin"},
+        {"/usr/bin:/bin", "::/a::", "/a:/usr/bin:/bin"},
+        {"/usr/bin:/bin", "", "/usr/bin:/bin"},
+        {"/usr/bin:/bin", NULL, "/usr/bin:/bin"},
+    };
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+        CB_AUTO_ERROR err = CB_ERROR_INIT;
+        CB_AUTO_FREE char *script = login_script(
+            table[i].declared, "set -u; printf '%s %s' \"$PATH\" \"${_cb_add-none}${_cb_dir-}\"");
+        CB_AUTO_FREE char *env = cb_xasprintf("PATH=%s", table[i].after_profile);
+        CB_AUTO_FREE char *want = cb_xasprintf("%s none", table[i].want);
+        const struct cb_proc_spec spec = {
+            .argv = (const char *const[]){"/bin/sh", "-euc", script, NULL},
+            .env = (const char *const[]){env, NULL}};
+        struct cb_proc_result r = {0};
+        assert_ok(cb_proc_run(&spec, NULL, 4096, 10000, &r, &err), &err);
+        assert_ok(cb_proc_check(&r, "sh", &err), &err);
+        assert_string_equal(r.out.data, want);
+        cb_proc_result_release(&r);
+    }
+}
+
+static void test_only_login_shells_are_mended(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *argv[4];
+        bool mended;
+    } table[] = {{{"bash", "-lc", "x"}, true},
+                 {{"/bin/sh", "-lc", "x"}, true},
+                 {{"bash", "-c", "x"}, false},
+                 {{"python", "-lc", "x"}, false},
+                 {{"bash", "-lc", NULL}, false}};
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+        struct words w = {0};
+        for (size_t k = 0; table[i].argv[k]; k++)
+            words_add(&w, table[i].argv[k]);
+        mend_login_argv(&w, "/opt/bin");
+        assert_int_equal(w.n == 3 && strcmp(w.v[2], "x") != 0, table[i].mended);
+        words_release(&w);
+    }
+}
+
+static void test_boot_file_comes_back(void **state)
+{
+    (void)state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    CB_AUTO_BUF text = CB_BUF_INIT(BOOT_CONF_MAX);
+    struct config_pair env[] = {{(char[]){"PATH"}, (char[]){"/bin"}},
+                                {(char[]){"MULTI"}, (char[]){"a\nb\\n c"}}};
+    char *argv[] = {(char[]){"serve"}, (char[]){""}, (char[]){"two words\n"}, NULL};
+    struct command commands[] = {{.type = COMMAND_SHELL, .script = (char[]){"echo a\necho b"}},
+                                 {.type = COMMAND_EXEC,
+                                  .args = {.v = argv, .n = 3},
+                                  .run_as_root = true,
+                                  .timeout_ms = 1500}};
+    const struct config_pairs pairs = {.v = env, .n = 2};
+    const struct boot_info info = {.start_argv = {.v = argv, .n = 3},
+                                   .start_env = {.v = env + 1, .n = 1},
+                                   .start_user = (char[]){""},
+                                   .start_workdir = (char[]){"/srv"},
+                                   .port = 8080,
+                                   .health_path = (char[]){"/health?a=b c"},
+                                   .hostname = (char[]){"demo"},
+                                   .boot_commands = {.v = commands, .n = 2}};
+    assert_ok(boot_conf_dump(&info, &pairs, "app", "/w", &text, &err), &err);
+    struct boot_conf b;
+    struct fail f;
+    assert_int_equal(boot_conf_parse(text.data, text.len, &b, &f), 0);
+    assert_string_equal(b.hostname, "demo");
+    assert_string_equal(b.health, "/health?a=b c");
+    assert_string_equal(b.user, "0");
+    assert_string_equal(b.workdir, "/srv");
+    assert_string_equal(b.default_user, "app");
+    assert_string_equal(b.default_workdir, "/w");
+    assert_int_equal(b.port, 8080);
+    assert_string_equal(env_get(&b.env, "MULTI"), "a\nb\\n c");
+    assert_string_equal(env_get(&b.start_env, "MULTI"), "a\nb\\n c");
+    assert_int_equal(b.start_argv.n, 3);
+    assert_string_equal(b.start_argv.v[1], "");
+    assert_string_equal(b.start_argv.v[2], "two words\n");
+    assert_int_equal(b.n_commands, 2);
+    assert_string_equal(b.commands[0].script, "echo a\necho b");
+    assert_false(b.commands[0].root);
+    assert_int_equal(b.commands[1].argv.n, 3);
+    assert_true(b.commands[1].root);
+    assert_int_equal(b.commands[1].timeout_ms, 1500);
+    boot_conf_release(&b);
+
+    commands[0].type = COMMAND_COPY;
+    assert_fails(boot_conf_dump(&info, &pairs, "app", "/w", &text, &err), &err, CB_E_CONFIG,
+                 "a command of type copy does not run at boot");
+}
+
+static void test_bad_boot_files_are_refused(void **state)
+{
+    (void)state;
+    static const char *const bad[] = {"port 70000", "port x", "command-arg x"};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        struct boot_conf b;
+        struct fail f;
+        assert_int_equal(boot_conf_parse(bad[i], strlen(bad[i]), &b, &f), -1);
+        assert_int_equal(f.kind, FAIL_IMAGE);
+        boot_conf_release(&b);
+    }
+}
+
+static void test_kernel_command_line_is_read(void **state)
+{
+    (void)state;
+    struct cmdline c;
+    cmdline_parse("quiet capsule.mode=boot  capsule.ip=10.0.5.15/16 capsule.gw=10.0.5.2 "
+                  "capsule.dns=10.0.2.3\tcapsule.hostname=web capsule.poweroff=reboot\n",
+                  &c);
+    assert_string_equal(c.mode, "boot");
+    assert_string_equal(c.ip, "10.0.5.15");
+    assert_int_equal(c.prefix, 16);
+    assert_string_equal(c.gw, "10.0.5.2");
+    assert_string_equal(c.dns, "10.0.2.3");
+    assert_string_equal(c.hostname, "web");
+    assert_true(c.reboot_ends);
+    assert_false(c.no_shell);
+    cmdline_parse("capsule.mode=0123456789012345678901234567890 capsule.shell=0 capsule.modes=x",
+                  &c);
+    assert_string_equal(c.mode, "");
+    assert_true(c.no_shell);
+}
+
+static void test_http_status_is_strict(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *line;
+        unsigned status;
+    } table[] = {{"HTTP/1.1 200 OK\r\n", 200}, {"HTTP/1.0 503", 503},  {"HTTP/1.1 20", 0},
+                 {"HTTP/2 200 OK\r\n", 0},     {"SSH-2.0-OpenSSH", 0}, {"", 0}};
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
+        assert_int_equal(http_status(table[i].line, strlen(table[i].line)), table[i].status);
+}
+
+/* A server in a child that answers every connection with @answer. */
+static pid_t serve(const char *answer, uint16_t *port)
+{
+    struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof in;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(fd, (const struct sockaddr *)&in, len), 0);
+    assert_int_equal(listen(fd, 8), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&in, &len), 0);
+    *port = ntohs(in.sin_port);
+    pid_t pid = fork();
+    if (pid == 0) {
+        char buf[1024];
+        for (int c; (c = accept(fd, NULL, NULL)) >= 0; cb_close(c))
+            if (read(c, buf, sizeof buf) > 0)
+                (void)!write(c, answer, strlen(answer));
+        _exit(0);
+    }
+    cb_close(fd);
+    return pid;
+}
+
+static void test_probe_says_what_it_found(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *answer, *path, *text;
+        bool ready;
+    } table[] = {
+        {"HTTP/1.1 204 No Content\r\n\r\n", "/health", "GET /health on port %u answered 204", true},
+        {"HTTP/1.1 302 Found\r\n\r\n", "/", "GET / on port %u answered 302", false},
+        {"hello\n", "/", "GET / on port %u: no HTTP answer", false},
+        {"", NULL, "port %u accepts connections", true},
+    };
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+        uint16_t port;
+        char text[256];
+        pid_t pid = serve(table[i].answer, &port);
+        bool ready = probe_once(port, table[i].path, text, sizeof text);
+        cb_proc_stop(pid, false, 0);
+        CB_AUTO_FREE char *number = cb_xasprintf("%u", port);
+        const char *at = strstr(table[i].text, "%u");
+        CB_AUTO_FREE char *want =
+            cb_xasprintf("%.*s%s%s", (int)(at - table[i].text), table[i].text, number, at + 2);
+        assert_string_equal(text, want);
+        assert_int_equal(ready, table[i].ready);
+        if (i == 0) {
+            want[0] = 0;
+            assert_false(probe_once(port, "/", text, sizeof text)); /* it is gone */
+            assert_non_null(strstr(text, "Connection refused"));
+        }
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_users_resolve),
+        cmocka_unit_test(test_unknown_users_are_named),
+        cmocka_unit_test(test_user_names_are_checked),
+        cmocka_unit_test(test_environment_keeps_the_last),
+        cmocka_unit_test(test_login_script_puts_path_back),
+        cmocka_unit_test(test_only_login_shells_are_mended),
+        cmocka_unit_test(test_boot_file_comes_back),
+        cmocka_unit_test(test_bad_boot_files_are_refused),
+        cmocka_unit_test(test_kernel_command_line_is_read),
+        cmocka_unit_test(test_http_status_is_strict),
+        cmocka_unit_test(test_probe_says_what_it_found),
+    };
+    return cmocka_run_group_tests_name("agent", tests, NULL, NULL);
+}

@@ -1,0 +1,255 @@
+#include "machine_check.h"
+#include "machine_net.h"
+
+#include <arpa/inet.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+enum { DISK = 8 << 20 };
+
+struct place {
+    char *dir, *lower, *scratch, *output, *work;
+    struct settings settings;
+    struct machine *m;
+};
+
+static int place_setup(void **state)
+{
+    void *dir;
+    if (check_dir_setup(&dir) < 0)
+        return -1;
+    struct place *p = cb_xcalloc(1, sizeof(*p));
+    p->dir = dir;
+    p->lower = machine_disk_file(dir, "lower, with a comma", DISK);
+    p->scratch = machine_disk_file(dir, "scratch", 2 * DISK);
+    p->output = machine_disk_file(dir, "output", 3 * DISK);
+    p->work = cb_xasprintf("%s/work", p->dir);
+    p->settings = machine_settings();
+    *state = p;
+    return 0;
+}
+
+static int place_teardown(void **state)
+{
+    struct place *p = *state;
+    machine_vm.stop(p->m, 0);
+    void *dir = p->dir;
+    free(p->lower);
+    free(p->scratch);
+    free(p->output);
+    free(p->work);
+    machine_settings_release(&p->settings);
+    free(p);
+    return check_dir_teardown(&dir);
+}
+
+static void start(struct place *p, struct machine_spec *spec)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    spec->work_dir = p->work;
+    spec->agent_path = STUB_AGENT;
+    spec->lower = p->lower;
+    spec->scratch = p->scratch;
+    spec->output = p->output;
+    spec->memory_mib = 256;
+    spec->console_fd = -1;
+    spec->note = machine_say;
+    assert_ok(machine_vm.start(&p->settings, spec, &p->m, &err), &err);
+    CB_AUTO_FREE char *hello = machine_line(p->m->stream);
+    CB_AUTO_FREE char *console = machine_console_tail(p->m, 20);
+    if (strcmp(hello, "hello") != 0)
+        fail_msg("no hello but \"%s\"; console:\n%s", hello, console);
+}
+
+static void check_disks(struct place *p)
+{
+    char node[4] = "";
+    CB_AUTO_FREE char *first = machine_ask(p->m->stream, "disks");
+    char *line = cb_xstrdup(first);
+    unsigned seen = 0;
+    while (strcmp(line, "end") != 0 && *line) {
+        char serial[32];
+        unsigned long sectors;
+        int ro;
+        assert_int_equal(sscanf(line, "disk %*s %31s sectors %lu ro %d", serial, &sectors, &ro), 3);
+        if (strcmp(serial, "lower") == 0) {
+            assert_int_equal(sectors, DISK / 512);
+            assert_int_equal(ro, 1);
+            seen |= 1;
+        } else if (strcmp(serial, "scratch") == 0) {
+            assert_int_equal(sectors, 2 * DISK / 512);
+            assert_int_equal(ro, 0);
+            seen |= 2;
+        } else if (strcmp(serial, "output") == 0) {
+            assert_int_equal(sectors, 3 * DISK / 512);
+            assert_int_equal(ro, 0);
+            assert_int_equal(sscanf(line, "disk %3s", node), 1);
+            seen |= 4;
+        }
+        free(line);
+        line = machine_line(p->m->stream);
+    }
+    free(line);
+    assert_int_equal(seen, 7);
+    CB_AUTO_FREE char *write = cb_xasprintf("write /dev/%s here I am", node);
+    assert_answer(p->m->stream, write, "ok");
+    char text[10] = "";
+    CB_AUTO_FD fd = open(p->output, O_RDONLY | O_CLOEXEC);
+    assert_int_equal(pread(fd, text, 9, 0), 9);
+    assert_string_equal(text, "here I am");
+}
+
+static void test_build_guest_has_its_disks_and_a_sandboxed_network(void **state)
+{
+    struct place *p = *state;
+    struct machine_spec spec = {.mode = MACHINE_BUILD, .network = true, .hostname = "builder-1"};
+    start(p, &spec);
+    assert_string_equal(p->m->dns, "10.0.2.3");
+    check_disks(p);
+    machine_check_network(p->m->stream, &p->settings, p->m->dns, true);
+    CB_AUTO_FREE char *words = machine_ask(p->m->stream, "cmdline");
+    assert_non_null(strstr(words, "capsule.mode=build"));
+    assert_non_null(strstr(words, "capsule.hostname=builder-1"));
+    assert_null(machine_end_text(p->m));
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    assert_ok(cb_write_all(p->m->stream, "bye\n", 4, &err), &err);
+    char c;
+    while (read(p->m->stream, &c, 1) == 1) { /* until QEMU closes it */
+    }
+    CB_AUTO_FREE char *end = NULL;
+    for (int64_t limit = cb_monotonic_ms() + 10000; !end && cb_monotonic_ms() < limit;)
+        end = machine_end_text(p->m);
+    assert_non_null(end);
+    assert_string_equal(end, "QEMU: powered off");
+    CB_AUTO_FREE char *console = machine_console_tail(p->m, 200);
+    assert_non_null(strstr(console, "stub: up in mode build"));
+}
+
+/* A connection through the forwarded port, from a thread, because the guest serves it only while it
+ * is asked to. */
+static void *call_port(void *arg)
+{
+    uint16_t port = *(const uint16_t *)arg;
+    char text[64] = "";
+    size_t n = 0;
+    struct sockaddr_in a = {
+        .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    CB_AUTO_FD s = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (connect(s, (const struct sockaddr *)&a, sizeof(a)) == 0)
+        for (ssize_t got; n + 1 < sizeof(text) && (got = read(s, text + n, 63 - n)) > 0;)
+            n += (size_t)got;
+    return cb_xstrdup(text);
+}
+
+static void test_boot_guest_writes_to_an_overlay_and_answers_on_forwarded_ports(void **state)
+{
+    struct place *p = *state;
+    uint16_t port;
+    cb_close(machine_listen(&port)); /* a port that is free */
+    const uint16_t forwards[][2] = {{port, 8080}};
+    struct machine_spec spec = {
+        .mode = MACHINE_BOOT, .network = true, .forwards = forwards, .n_forwards = 1};
+    start(p, &spec);
+    CB_AUTO_FREE char *disk = machine_ask(p->m->stream, "disks");
+    CB_AUTO_FREE char *expected = cb_xasprintf("disk vda root sectors %d ro 0", DISK / 512);
+    assert_string_equal(disk, expected);
+    CB_AUTO_FREE char *end = machine_line(p->m->stream);
+    assert_string_equal(end, "end");
+    assert_answer(p->m->stream, "write /dev/vda scribble", "ok");
+    assert_answer(p->m->stream, "read /dev/vda", "scribble");
+    char text[8] = "";
+    CB_AUTO_FD fd = open(p->lower, O_RDONLY | O_CLOEXEC);
+    assert_int_equal(pread(fd, text, 8, 0), 8);
+    assert_memory_equal(text, "\0\0\0\0\0\0\0\0", 8);
+    assert_answer(p->m->stream, "serve 8080", "listening");
+    pthread_t thread;
+    void *got = NULL;
+    assert_int_equal(pthread_create(&thread, NULL, call_port, &port), 0);
+    assert_int_equal(pthread_join(thread, &got), 0);
+    CB_AUTO_FREE char *greeting = got;
+    assert_string_equal(greeting, "hi from the guest\n");
+}
+
+static void test_guest_without_network_has_none(void **state)
+{
+    struct place *p = *state;
+    struct machine_spec spec = {.mode = MACHINE_BUILD};
+    start(p, &spec);
+    assert_string_equal(p->m->dns, "");
+    assert_answer(p->m->stream, "read /sys/class/net/eth0/address",
+                  "errno 2 No such file or directory");
+}
+
+static void test_start_reports_what_qemu_says(void **state)
+{
+    struct place *p = *state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct machine_spec spec = {.mode = MACHINE_BOOT,
+                                .work_dir = p->work,
+                                .agent_path = STUB_AGENT,
+                                .lower = p->lower,
+                                .kernel = "/nowhere/vmlinuz",
+                                .initramfs = STUB_AGENT,
+                                .console_fd = -1};
+    assert_fails(machine_vm.start(&p->settings, &spec, &p->m, &err), &err, CB_E_ENV,
+                 "start the virtual machine: QEMU did not start: exit status 1: "
+                 "qemu: could not open kernel file '/nowhere/vmlinuz'");
+    spec.lower = "/nowhere/at/all";
+    assert_fails(machine_vm.start(&p->settings, &spec, &p->m, &err), &err, CB_E_SYS,
+                 "/nowhere/at/all: No such file or directory");
+}
+
+/* kill -9 of the process that started it: QEMU and slirp4netns go too. */
+static void test_guest_dies_with_who_started_it(void **state)
+{
+    struct place *p = *state;
+    int pipe_fds[2], answer[2];
+    assert_int_equal(pipe2(pipe_fds, O_CLOEXEC), 0);
+    assert_int_equal(pipe2(answer, O_CLOEXEC), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        struct machine_spec spec = {.mode = MACHINE_BUILD, .network = true};
+        start(p, &spec);
+        if (write(answer[1], &p->m->pid, sizeof(p->m->pid)) < 0)
+            _exit(1);
+        char c;
+        (void)!read(pipe_fds[0], &c, 1);
+        _exit(0);
+    }
+    cb_close(answer[1]);
+    pid_t qemu = 0;
+    assert_int_equal(read(answer[0], &qemu, sizeof(qemu)), sizeof(qemu));
+    assert_true(qemu > 0);
+    int pidfd = (int)syscall(SYS_pidfd_open, qemu, 0);
+    assert_true(pidfd >= 0);
+    assert_int_equal(kill(pid, SIGKILL), 0);
+    assert_int_equal(waitpid(pid, NULL, 0), pid);
+    struct pollfd w = {.fd = pidfd, .events = POLLIN};
+    assert_int_equal(poll(&w, 1, 10000), 1);
+    cb_close(pidfd);
+    cb_close(answer[0]);
+    cb_close(pipe_fds[0]);
+    cb_close(pipe_fds[1]);
+}
+
+int main(void)
+{
+    if (!machine_have_kernel())
+        return 77;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_build_guest_has_its_disks_and_a_sandboxed_network,
+                                        place_setup, place_teardown),
+        cmocka_unit_test_setup_teardown(
+            test_boot_guest_writes_to_an_overlay_and_answers_on_forwarded_ports, place_setup,
+            place_teardown),
+        cmocka_unit_test_setup_teardown(test_guest_without_network_has_none, place_setup,
+                                        place_teardown),
+        cmocka_unit_test_setup_teardown(test_start_reports_what_qemu_says, place_setup,
+                                        place_teardown),
+        cmocka_unit_test_setup_teardown(test_guest_dies_with_who_started_it, place_setup,
+                                        place_teardown),
+    };
+    return cmocka_run_group_tests_name("vm_boot", tests, NULL, NULL);
+}

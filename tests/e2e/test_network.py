@@ -1,0 +1,67 @@
+"""What a guest reaches: the network, and neither the host's loopback nor 169.254.0.0/16."""
+
+import unittest
+from urllib.parse import urlsplit
+import os
+
+from harness import E2E, Listener
+
+PROBE = r"""
+try() { # what leads nowhere is given 10 s; all at once
+    local why; why=$(mktemp)
+    if timeout 10 bash -c "exec 3<>/dev/tcp/$1/$2; head -c 20 <&3" 2>"$why"; then echo "$1:$2 REACHED"
+    else echo "$1:$2 no: $(tr '\n' ' ' <"$why")"; fi
+}
+gateway=$(awk '$2 == "00000000" {print $3; exit}' /proc/net/route)
+gateway=$(printf '%d.%d.%d.%d' 0x${gateway:6:2} 0x${gateway:4:2} 0x${gateway:2:2} 0x${gateway:0:2})
+for host in 127.0.0.1 localhost $gateway 10.0.2.2 10.0.2.3 10.0.2.1 10.0.2.100; do try $host PORT & done
+for host in 169.254.169.254 169.254.0.1 169.254.255.254; do try $host 80 & done
+try fd00:ec2::254 80 & # metadata by IPv6
+wait
+timeout 60 bash -c "exec 3<>/dev/tcp/MIRROR/80" && echo "the network: yes"
+"""
+
+
+def mirror():
+    given = os.environ.get("CAPSULE_BUILD_DEBIAN_MIRROR")
+    return (urlsplit(given).hostname if given else None) or "deb.debian.org"
+
+
+class Network:
+    builder = None
+
+    def test_what_is_in_reach(self):
+        listener = Listener()
+        self.addCleanup(listener.close)
+        script = PROBE.replace("PORT", str(listener.port)).replace("MIRROR", mirror())
+        config = self.home.config("network", [("probe", [{"args": ["bash", "-c", script]}])])
+        got = self.ok(self.home.build(config, "--isolation", self.builder, "--no-boot-check"))
+        out = got.output("probe")
+        self.assertNotIn("REACHED", out)
+        self.assertNotIn("reached the host", out)
+        self.assertEqual(listener.seen, 0, out)
+        self.assertIn("the network: yes", out)
+        self.assertEqual(out.count(" no: "), 11, out)
+
+
+class NetworkContainer(Network, E2E):
+    builder = "container"
+
+
+class NetworkVm(Network, E2E):
+    builder = "vm"
+
+    def test_the_booted_image_is_held_to_the_same(self):
+        listener = Listener()
+        self.addCleanup(listener.close)
+        script = PROBE.replace("PORT", str(listener.port)).replace("MIRROR", mirror())
+        config = self.home.config("booted", [("a", ["true"])])
+        self.ok(self.home.build(config, "--no-boot-check"))
+        got = self.home.run("boot", "booted", "--exec", "bash", "-c", script)
+        self.assertIn("the network: yes", got.out, str(got))
+        self.assertNotIn("REACHED", got.out)
+        self.assertEqual(listener.seen, 0)
+
+
+if __name__ == "__main__":
+    unittest.main()

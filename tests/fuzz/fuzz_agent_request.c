@@ -1,0 +1,27 @@
+/* What a host may send to the agent: the first byte picks the request, the rest is its payload. */
+#include "builder/agent/agent.h"
+
+#include <stdlib.h>
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct fail f;
+    if (size == 0)
+        return 0;
+    struct setup setup = {0};
+    struct layer_spec layer = {0};
+    struct step_spec step = {0};
+    switch (data[0] % 3) {
+    case 0: (void)setup_parse(&setup, data + 1, size - 1, &f); break;
+    case 1: (void)layer_parse(&layer, data + 1, size - 1, &f); break;
+    default:
+        if (step_parse(&step, data + 1, size - 1, &f) == 0 && !step.script && step.argv.n == 0)
+            abort();
+        break;
+    }
+    setup_release(&setup);
+    layer_spec_release(&layer);
+    step_release(&step);
+    return 0;
+}

@@ -1,0 +1,308 @@
+/* Keys: golden values, worked out beside this program from the rule in schemas/keys.h (JSON with
+ * sorted keys and no white space, SHA-256), and what each key depends on. */
+#include "check.h"
+
+#include "schemas/schemas.h"
+
+#include <dirent.h>
+#include <stdio.h>
+
+static const char base[] =
+    "{\"display_name\":\"hello\",\"base_image\":\"debian:bookworm\","
+    "\"config\":{\"tier\":\"s\",\"runner_user\":\"app\"},"
+    "\"layers\":[{\"name\":\"deps\",\"env\":{\"B\":\"2\",\"A\":\"\\u00fc\\n\\\"\"},"
+    "\"init_commands\":[\"apt-get update\",{\"type\":\"exec\",\"args\":[\"true\"],"
+    "\"run_as_root\":true,\"timeout\":\"5m\",\"name\":\"t\"}]}],"
+    "\"start_command\":{\"command\":[\"srv\"],\"port\":80}}";
+
+static struct workload_config *parse(const char *text)
+{
+    struct workload_config *c = NULL;
+    struct config_problems p = {0};
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    assert_ok(config_parse(text, strlen(text), "x", CONFIG_AUTO, 0, &c, &p, &err), &err);
+    config_problems_release(&p);
+    return c;
+}
+
+static void assert_hex(const struct cb_digest *d, const char *want)
+{
+    char hex[CB_HEX_LEN + 1];
+    cb_digest_hex(d, hex);
+    assert_string_equal(hex, want);
+}
+
+static void test_golden_values(void **state)
+{
+    (void)state;
+    struct workload_config *c = parse(base);
+    struct cb_digest declared[2], manifest, request;
+    keys_declared(c, declared);
+    assert_hex(&declared[0], "5bc280385299eb48194fb8972f6a990c026d9bb9d577551c78cd3bb6dc8fa4db");
+    assert_hex(&declared[1], "b5a951a6295854bb7156c4d15a96ef71b938cb174223183e3d6bf393303eb674");
+    char key[WORKLOAD_KEY_LEN + 1];
+    keys_workload(c, key);
+    assert_string_equal(key, "fdec0c5db53ba4b8");
+    cb_sha256("manifest", 8, &manifest);
+    struct cache_key platform = {0}, layer = {0}, template = {0};
+    keys_cache_base(&manifest, "amd64", &platform);
+    assert_hex(&platform.digest,
+               "586b4103492df3f74d141c54644481c2df3c851f8736de7dcf9c0f8a205f5b41");
+    keys_cache_layer(c, &c->layers[0], &platform.digest, &layer);
+    assert_string_equal(
+        layer.inputs,
+        "{\"commands\":[{\"script\":\"apt-get "
+        "update\"},{\"args\":[\"true\"],\"run_as_root\":true}],"
+        "\"env\":{\"A\":\"\xc3\xbc\\n\\\"\",\"B\":\"2\"},"
+        "\"parent\":\"sha256:586b4103492df3f74d141c54644481c2df3c851f8736de7dcf9c0f8a205f5b41\","
+        "\"platform_version\":1,\"runner_user\":\"app\"}");
+    assert_hex(&layer.digest, "f66c770bd67abc7b18af43fa32ecfe712257e4726522ddcfe2c764040a7a39ab");
+    struct template_inputs in = {.last_cache = layer.digest, .size_bytes_asked = 1};
+    keys_template(c, &in, &template);
+    assert_hex(&template.digest,
+               "47ed26aee5876880ef9bf6ed626d8bea8b9069959319c68e7c1c3bb0af2bc81a");
+    keys_request(c, "{\"force\":true}", &request);
+    assert_hex(&request, "44c64b0af376b5e3d92ee36c4d171eb376e4f17aac7b2a336ff992fe03ae02e2");
+    cache_key_release(&platform);
+    cache_key_release(&layer);
+    cache_key_release(&template);
+    config_free(c);
+}
+
+enum { DECLARED = 1, CACHE = 2, TEMPLATE = 4 };
+
+/* Each row changes one thing of the config; `moves` are the keys that must follow, and no others.
+ */
+static void test_keys_depend_on_what_matters_to_them(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *from, *to;
+        unsigned moves;
+    } rows[] = {
+        {"\"hello\"", "\"other\"", 0},
+        {"\"deps\"", "\"tools\"", 0},
+        {"debian:bookworm", "debian:trixie", DECLARED}, /* resolved: by its digest */
+        {"apt-get update", "apt-get  update", DECLARED | CACHE},
+        {"\"apt-get update\"", "{\"args\":[\"bash\",\"-lc\",\"apt-get update\"]}",
+         DECLARED | CACHE},
+        {"\"exec\"", "\"shell\"", DECLARED}, /* they run alike */
+        {"\"run_as_root\":true", "\"run_as_root\":false", DECLARED | CACHE},
+        {"[\"true\"]", "[\"true\",\"\"]", DECLARED | CACHE},
+        {"\"5m\"", "\"6m\"", DECLARED},
+        {"\"name\":\"t\"", "\"name\":\"u\"", DECLARED},
+        {"\"name\":\"t\"", "\"env_variables\":{\"X\":\"y\"}", DECLARED | CACHE},
+        {"\"B\":\"2\"", "\"B\":\"3\"", DECLARED | CACHE},
+        {"\"B\":\"2\"", "\"C\":\"2\"", DECLARED | CACHE},
+        {"\"env\":", "\"workdir\":\"/w\",\"env\":", DECLARED | CACHE},
+        {"\"env\":", "\"user\":\"u\",\"env\":", DECLARED | CACHE},
+        {"\"env\":", "\"secrets\":[{\"id\":\"s\",\"env\":\"S\"}],\"env\":", DECLARED},
+        {"\"env\":", "\"secrets\":[{\"id\":\"s\",\"env\":\"S\",\"version\":\"1\"}],\"env\":",
+         DECLARED | CACHE},
+        {"\"env\":", "\"drives\":[{\"drive_id\":\"d\"}],\"env\":", DECLARED | CACHE | TEMPLATE},
+        {"\"env\":", "\"context\":[{\"src\":\"a\",\"dst\":\"/a\"}],\"env\":", DECLARED | CACHE},
+        {"\"env\":", "\"refresh_interval\":\"daily\",\"env\":", 0},
+        {"\"env\":", "\"refresh_commands\":[\"x\"],\"env\":", 0},
+        {"\"name\":\"t\"", "\"max_retries\":1", DECLARED},
+        {"\"name\":\"t\"", "\"compute\":\"HIGH\"", DECLARED},
+        {"\"name\":\"t\"", "\"ram\":\"1GB\"", DECLARED},
+        {"\"name\":\"t\"", "\"allowed_hosts\":[\"a\"]", DECLARED},
+        {"\"name\":\"t\"", "\"allowed_files\":[\"a\"]", DECLARED},
+        {"\"runner_user\":\"app\"", "\"runner_user\":\"web\"", CACHE | TEMPLATE},
+        {"\"tier\":\"s\"", "\"tier\":\"m\"", DECLARED | TEMPLATE},
+        {"\"tier\":\"s\"", "\"tier\":\"s\",\"ttl\":5", 0},
+        {"\"tier\":\"s\"", "\"tier\":\"s\",\"auto_rollout\":true", 0},
+        {"\"tier\":\"s\"", "\"tier\":\"s\",\"init\":\"systemd\"", TEMPLATE},
+        {"\"tier\":\"s\"", "\"tier\":\"s\",\"init\":\"agent\"", 0},
+        {"\"tier\":\"s\"", "\"tier\":\"s\",\"snapshot\":\"warm\"", TEMPLATE},
+        {"\"tier\":\"s\"", "\"tier\":\"s\",\"kernel\":\"image\"", TEMPLATE},
+        {"\"tier\":\"s\"", "\"tier\":\"s\",\"auto_pause\":true", 0},
+        {"\"tier\":\"s\"", "\"tier\":\"s\",\"session_max_age_seconds\":1", 0},
+        {"\"tier\":\"s\"", "\"tier\":\"s\",\"refresh_idle_ttl_seconds\":1", 0},
+        {"\"tier\":\"s\"", "\"tier\":\"s\",\"memory_request_mb\":1", 0},
+        {"\"tier\":\"s\"", "\"tier\":\"s\",\"memory_limit_mb\":1", 0},
+        {"\"tier\":\"s\"", "\"tier\":\"s\",\"network_policy_preset\":\"none\"", 0},
+        {"\"tier\":\"s\"", "\"tier\":\"s\",\"network_policy\":{\"default\":\"deny\"}", 0},
+        {"\"tier\":\"s\"", "\"tier\":\"s\",\"auth\":{\"a\":1}", 0},
+        {"\"tier\":\"s\"", "\"tier\":\"s\",\"tenant_gcp_project\":\"my-project\"", 0},
+        {"\"tier\":\"s\"", "\"tier\":\"s\",\"workspace_size_gb\":5", TEMPLATE},
+        {"\"port\":80", "\"port\":81", TEMPLATE},
+        {"\"port\":80", "\"port\":80,\"health_path\":\"/\"", TEMPLATE},
+        {"\"port\":80", "\"port\":80,\"env\":{\"A\":\"b\"}", TEMPLATE},
+        {"\"port\":80", "\"port\":80,\"run_as\":\"web\"", TEMPLATE},
+        {"[\"srv\"]", "[\"srv2\"]", TEMPLATE},
+        {"\"start_command\"", "\"init_commands\":[\"x\"],\"start_command\"", TEMPLATE},
+        {"\"start_command\"", "\"healthcheck\":\"x\",\"start_command\"", TEMPLATE},
+        {"\"start_command\"", "\"credentials\":{\"env\":{\"A\":\"b\"}},\"start_command\"", 0},
+        {"\"start_command\"", "\"task\":{\"entrypoint\":\"a.py\"},\"start_command\"", 0},
+    };
+    struct workload_config *a = parse(base);
+    struct cb_digest parent;
+    cb_sha256("parent", 6, &parent);
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        const char *at = strstr(base, rows[i].from);
+        assert_non_null(at);
+        CB_AUTO_FREE char *text =
+            cb_xasprintf("%.*s%s%s", (int)(at - base), base, rows[i].to, at + strlen(rows[i].from));
+        struct workload_config *b = parse(text);
+        struct cb_digest da[2], db[2], ra, rb;
+        keys_declared(a, da);
+        keys_declared(b, db);
+        struct cache_key ca = {0}, cb = {0}, ta = {0}, tb = {0};
+        keys_cache_layer(a, &a->layers[0], &parent, &ca);
+        keys_cache_layer(b, &b->layers[0], &parent, &cb);
+        struct template_inputs in = {.last_cache = parent};
+        keys_template(a, &in, &ta);
+        keys_template(b, &in, &tb);
+        keys_request(a, "", &ra);
+        keys_request(b, "", &rb);
+        unsigned moved = (cb_digest_eq(&da[1], &db[1]) ? 0 : DECLARED) |
+                         (cb_digest_eq(&ca.digest, &cb.digest) ? 0 : CACHE) |
+                         (cb_digest_eq(&ta.digest, &tb.digest) ? 0 : TEMPLATE);
+        bool same_request = cb_digest_eq(&ra, &rb);
+        if (moved != rows[i].moves)
+            fail_msg("%s to %s moves %u, not %u", rows[i].from, rows[i].to, moved, rows[i].moves);
+        assert_int_equal(same_request, strstr(rows[i].to, "\"init\":\"agent\"") != NULL);
+        cache_key_release(&ca);
+        cache_key_release(&cb);
+        cache_key_release(&ta);
+        cache_key_release(&tb);
+        config_free(b);
+    }
+    config_free(a);
+}
+
+/* Every key of every right file of the corpus, which uses every field of the language: a change of
+ * any hash shows here. CB_REFRESH=1 writes them anew, for those that were meant to change. */
+static void test_keys_of_the_corpus_are_as_written_down(void **state)
+{
+    (void)state;
+    static const char folder[] = CB_SOURCE_DIR "/tests/data/config/good";
+    static const char golden[] = CB_SOURCE_DIR "/tests/data/config/keys.golden";
+    CB_AUTO_BUF out = CB_BUF_INIT(1u << 20), want = CB_BUF_INIT(1u << 20);
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct dirent **entries = NULL;
+    int n = scandir(folder, &entries, NULL, alphasort);
+    assert_true(n > 40);
+    for (int i = 0; i < n; i++) {
+        CB_AUTO_FREE char *name = cb_xstrdup(entries[i]->d_name);
+        free(entries[i]);
+        const char *dot = strrchr(name, '.');
+        if (!dot || (strcmp(dot, ".yaml") != 0 && strcmp(dot, ".json") != 0))
+            continue;
+        CB_AUTO_FREE char *path = cb_xasprintf("%s/%s", folder, name);
+        struct workload_config *c = NULL;
+        struct config_problems p = {0};
+        assert_ok(config_load(path, 0, &c, &p, &err), &err);
+        struct cb_digest declared[64], parent, request;
+        char hex[CB_HEX_LEN + 1], key[WORKLOAD_KEY_LEN + 1];
+        assert_true(c->n_layers < 63);
+        keys_workload(c, key);
+        (void)cb_buf_addf(&out, "%s workload %s\n", name, key);
+        keys_declared(c, declared);
+        cb_sha256("base", 4, &parent);
+        struct cache_key k = {0};
+        keys_cache_base(&parent, "amd64", &k);
+        for (size_t l = 0; l <= c->n_layers; l++) {
+            if (l) {
+                parent = k.digest;
+                cache_key_release(&k);
+                keys_cache_layer(c, &c->layers[l - 1], &parent, &k);
+            }
+            cb_digest_hex(&declared[l], hex);
+            (void)cb_buf_addf(&out, "%s declared %zu %s\n", name, l, hex);
+            cb_digest_hex(&k.digest, hex);
+            (void)cb_buf_addf(&out, "%s cache %zu %s\n", name, l, hex);
+        }
+        struct template_inputs in = {.last_cache = k.digest, .size_bytes_asked = 1u << 30};
+        cache_key_release(&k);
+        keys_template(c, &in, &k);
+        cb_digest_hex(&k.digest, hex);
+        (void)cb_buf_addf(&out, "%s template %s\n", name, hex);
+        cache_key_release(&k);
+        keys_request(c, "{}", &request);
+        cb_digest_hex(&request, hex);
+        (void)cb_buf_addf(&out, "%s request %s\n", name, hex);
+        config_free(c);
+        config_problems_release(&p);
+    }
+    free(entries);
+    if (getenv("CB_REFRESH")) {
+        assert_ok(cb_write_file(golden, out.data, out.len, 0644, &err), &err);
+        return;
+    }
+    assert_ok(cb_read_file(golden, 1u << 20, &want, &err), &err);
+    const char *a = out.data, *b = want.data ? want.data : "";
+    while (*a && *b) { /* line by line, so that the first that moved is named */
+        size_t la = strcspn(a, "\n"), lb = strcspn(b, "\n");
+        if (la != lb || memcmp(a, b, la) != 0)
+            fail_msg("now %.*s, was %.*s", (int)la, a, (int)lb, b);
+        a += la + 1;
+        b += lb + 1;
+    }
+    assert_string_equal(a, b);
+}
+
+static void test_order_and_borders_count(void **state)
+{
+    (void)state;
+    static const char *const texts[] = {
+        "{\"base_image\":\"a\",\"layers\":[{\"name\":\"x\",\"init_commands\":[\"A\",\"B\"]}]}",
+        "{\"base_image\":\"a\",\"layers\":[{\"name\":\"x\",\"init_commands\":[\"B\",\"A\"]}]}",
+        "{\"base_image\":\"a\",\"layers\":[{\"name\":\"x\",\"init_commands\":[\"A\\nB\"]}]}",
+        "{\"base_image\":\"a\",\"layers\":[{\"name\":\"x\",\"init_commands\":[\"A\\\",\\\"B\"]}]}",
+        "{\"base_image\":\"a\",\"layers\":[{\"name\":\"x\",\"init_commands\":[\"A\"]},"
+        "{\"name\":\"y\",\"init_commands\":[\"B\"]}]}",
+        "{\"base_image\":\"a\",\"layers\":[{\"name\":\"x\",\"init_commands\":[{\"args\":[\"A\","
+        "\"B\"]}]}]}",
+        "{\"base_image\":\"a\",\"layers\":[{\"name\":\"x\",\"init_commands\":[{\"args\":[\"AB\"]}]}"
+        "]}",
+    };
+    enum { N = sizeof(texts) / sizeof(texts[0]) };
+    char keys[N][WORKLOAD_KEY_LEN + 1];
+    for (size_t i = 0; i < N; i++) {
+        struct workload_config *c = parse(texts[i]);
+        keys_workload(c, keys[i]);
+        assert_int_equal(strlen(keys[i]), WORKLOAD_KEY_LEN);
+        for (size_t k = 0; k < i; k++)
+            assert_string_not_equal(keys[k], keys[i]);
+        config_free(c);
+    }
+}
+
+static void test_template_inputs_count(void **state)
+{
+    (void)state;
+    struct workload_config *c = parse(base);
+    struct template_inputs variants[6];
+    memset(variants, 0, sizeof(variants));
+    variants[1].last_cache.b[0] = 1;
+    variants[2].kernel.b[0] = 1;
+    variants[3].agent.b[0] = 1;
+    variants[4].initramfs.b[0] = 1;
+    variants[5].size_bytes_asked = 1;
+    struct cache_key keys[6] = {0};
+    for (size_t i = 0; i < 6; i++) {
+        keys_template(c, &variants[i], &keys[i]);
+        for (size_t k = 0; k < i; k++)
+            assert_false(cb_digest_eq(&keys[k].digest, &keys[i].digest));
+    }
+    for (size_t i = 0; i < 6; i++)
+        cache_key_release(&keys[i]);
+    config_free(c);
+}
+
+int main(void)
+{
+    setenv("CB_TEST_VAR", "v a l", 1); /* as in test_config.c */
+    setenv("CB_TEST_EMPTY", "", 1);
+    setenv("CB_TEST_BRACE", "a ${b} c", 1);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_golden_values),
+        cmocka_unit_test(test_keys_depend_on_what_matters_to_them),
+        cmocka_unit_test(test_keys_of_the_corpus_are_as_written_down),
+        cmocka_unit_test(test_order_and_borders_count),
+        cmocka_unit_test(test_template_inputs_count),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
