@@ -174,7 +174,7 @@ class Attach(E2E):
 
     def waiting(self, name):
         """A config whose command goes on when a file appears: in the guest, so by time there."""
-        return self.home.config(name, [("wait", ["echo now-waiting; sleep 6; echo went-on"])])
+        return self.home.config(name, [("wait", ["echo now-waiting; sleep 12; echo went-on"])])
 
     def start(self, config):
         return self.home.start("--progress", "json", "--no-boot-check", config)
@@ -273,7 +273,7 @@ class Store(E2E):
     def test_a_diff_is_not_reused_on_another_result_below_it(self):
         """A forced build that was stopped half way has made a lower layer anew, and not the one on it."""
         layers = [("dice", ["head -c 16 /dev/urandom | base64 > /srv/dice"]),
-                  ("copy", ["echo copying; sleep 4; cp /srv/dice /srv/copy"])]
+                  ("copy", ["echo copying; sleep 12; cp /srv/dice /srv/copy"])]
         self.ok(self.home.build(self.home.config("dice", layers), "--no-boot-check"))
         p = self.home.start("--force", "--no-boot-check", self.home.config("dice", layers))
         try:
