@@ -159,7 +159,8 @@ static void test_daemon_lives_until_its_layer_ends(void **state)
     expect_out(&f, "sleep 1000 & true", "");
     free(fixture_diff(&f));
     fixture_layer(&f);
-    /* The shell itself expands the pattern: with `ls | wc` the count hung on which was forked first. */
+    /* The shell itself expands the pattern: with `ls | wc` the count hung on which was forked
+     * first. */
     expect_out(&f, "set -- /proc/[0-9]*; echo $#; ls -A /run", "2\nlock\n");
     fixture_stop(&f);
 }
