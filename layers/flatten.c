@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define LAYER_TAR_MAX ((uint64_t)1 << 40) /* bytes inside one layer */
@@ -127,6 +128,25 @@ static int fill(const struct flatten_spec *spec, struct writer *w, struct tree *
     return rc;
 }
 
+static int digest(int fd, const struct flatten_spec *spec, struct flatten_result *r,
+                  struct cb_error *err)
+{
+    CB_AUTO_CHUNK_MAP map = {0};
+    struct stat st;
+    int rc = chunk_map_make(fd, CHUNK_SIZE_DEFAULT, &map, err);
+    if (rc < 0)
+        return rc;
+    if (fstat(fd, &st) < 0)
+        return cb_fail_sys(err, errno, "look at the image");
+    chunk_map_digest(&map, &r->digest);
+    r->allocated = (uint64_t)st.st_blocks * 512;
+    if (spec->chunks) {
+        *spec->chunks = map;
+        map = (struct chunk_map){0};
+    }
+    return 0;
+}
+
 int flatten(const struct flatten_spec *spec, struct flatten_result *out, struct cb_error *err)
 {
     int rc = check_spec(spec, err);
@@ -145,7 +165,7 @@ int flatten(const struct flatten_spec *spec, struct flatten_result *out, struct 
         return rc;
     struct flatten_result r = {.size = length ? length : blocks * EXT4_BLOCK,
                                .entries = tree_count(t)};
-    rc = image_digest(writer_fd(w), &r.digest, &r.allocated, err);
+    rc = digest(writer_fd(w), spec, &r, err);
     if (rc < 0) {
         (void)unlink(spec->out_path);
         return rc;

@@ -4,6 +4,7 @@
  * layers and size give the same bytes: no clock, no randomness, times come from the layers. */
 #pragma once
 
+#include "layers/chunk_map.h"
 #include "layers/image.h"
 #include "layers/store.h"
 
@@ -17,6 +18,7 @@ struct flatten_spec {
     const char *label;    /* volume label, at most 16 bytes, or NULL */
     const char *out_path; /* made; must not exist */
     const struct layers_progress *progress;
+    struct chunk_map *chunks; /* empty; receives what the image consists of (owned), or NULL */
 };
 
 struct flatten_result {
@@ -30,8 +32,10 @@ struct flatten_result {
  * -CB_E_LIMIT when it cannot fit @size_bytes (with the numbers). Nothing is left on failure. */
 int flatten(const struct flatten_spec *spec, struct flatten_result *out, struct cb_error *err);
 
-/* The digest of a file system image: SHA-256 over its length and the index and SHA-256 of every 1
- * MiB chunk that is not all zero, so that holes cost nothing whatever the size. */
+/* The digest of a file system image: chunk_map_digest() of its map with chunks of
+ * CHUNK_SIZE_DEFAULT: SHA-256 over its length and the index and SHA-256 of every chunk that is not
+ * all zero, so that holes cost nothing whatever the size. @allocated (may be NULL): the bytes that
+ * its blocks take. */
 int image_digest(int fd, struct cb_digest *out, uint64_t *allocated, struct cb_error *err);
 
 /* An empty ext4 file system in a sparse file (scratch disks). Not reproducible in its UUID alone.
