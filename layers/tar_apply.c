@@ -546,6 +546,8 @@ static int find_target(struct apply *a, node_id *out, struct cb_error *err)
         rc = find_parent(a, &p, false, &parent, err);
     if (rc < 0)
         return cb_wrap(err, "the target of a hard link");
+    if (p.name_len == 0)
+        return cb_fail(err, CB_E_CORRUPT, "a hard link to the root");
     if (parent)
         *out = tree_find(a->t, parent, p.name, p.name_len);
     if (!*out)
