@@ -46,6 +46,9 @@ struct writer {
     ext2_filsys fs;
     struct cb_error error; /* raised while libext2fs read or wrote; fs_done() moves it out */
 
+    struct bits dirty; /* pieces of the file that may differ from what it was cloned from */
+    bool cloned;
+
     uint32_t *dirs; /* folders, by the group of their inode */
     size_t n_dirs;
 };
@@ -53,6 +56,8 @@ struct writer {
 void bits_set(struct bits *b, uint64_t first, uint64_t count);
 void bits_clear(struct bits *b, uint64_t first, uint64_t count);
 bool bits_get(const struct bits *b, uint64_t i);
+/* The first set bit at or after @from; *@count follow it in a row, at most GROUP_BLOCKS. */
+bool bits_find(const struct bits *b, uint64_t from, uint64_t *at, uint64_t *count);
 /* The first set bit at or after @from, or 0; *@count follow it in a row, at most GROUP_BLOCKS. */
 uint64_t bits_next(const struct bits *b, uint64_t from, uint64_t *count);
 /* The highest set bit below @end, or 0. */
@@ -61,6 +66,9 @@ uint64_t bits_last(const struct bits *b, uint64_t end);
 /* Bytes of the image, wherever they are just now. */
 int writer_read(struct writer *w, uint64_t at, void *p, size_t n, struct cb_error *err);
 int writer_write(struct writer *w, uint64_t at, const void *p, size_t n, struct cb_error *err);
+
+/* Makes blocks a hole. */
+int writer_punch(struct writer *w, uint64_t start, uint64_t count, struct cb_error *err);
 
 /* Everything in memory goes to the file. */
 int writer_flush(struct writer *w, struct cb_error *err);

@@ -37,7 +37,7 @@ void bits_set(struct bits *b, uint64_t first, uint64_t count)
 
 void bits_clear(struct bits *b, uint64_t first, uint64_t count)
 {
-    for (uint64_t i = first; i < first + count; i++)
+    for (uint64_t i = first; i < first + count && i / 64 < b->words; i++)
         b->v[i / 64] &= ~((uint64_t)1 << (i % 64));
 }
 
@@ -62,17 +62,24 @@ uint64_t bits_last(const struct bits *b, uint64_t end)
     return 0;
 }
 
-uint64_t bits_next(const struct bits *b, uint64_t from, uint64_t *count)
+bool bits_find(const struct bits *b, uint64_t from, uint64_t *at, uint64_t *count)
 {
     uint64_t end = (uint64_t)b->words * 64;
     while (from < end && !bits_get(b, from))
         from += b->v[from / 64] >> (from % 64) == 0 ? 64 - from % 64 : 1;
     if (from >= end)
-        return 0;
+        return false;
+    *at = from;
     *count = 1;
     while (*count < GROUP_BLOCKS && bits_get(b, from + *count))
         ++*count;
-    return from;
+    return true;
+}
+
+uint64_t bits_next(const struct bits *b, uint64_t from, uint64_t *count)
+{
+    uint64_t at;
+    return bits_find(b, from, &at, count) ? at : 0;
 }
 
 static int take_blocks(struct writer *w, uint64_t want, uint64_t *start, uint64_t *got,
@@ -98,7 +105,8 @@ static void on_change(ext2_filsys fs, blk64_t block, int change)
         (void)writer_free_blocks(w, block, 1, &w->error);
 }
 
-int writer_open(const char *path, uint64_t max_blocks, struct writer **out, struct cb_error *err)
+static int open_writer(const char *path, int from, uint64_t max_blocks, struct writer **out,
+                       struct cb_error *err)
 {
     CB_AUTO_FD fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     if (fd < 0)
@@ -111,7 +119,10 @@ int writer_open(const char *path, uint64_t max_blocks, struct writer **out, stru
     w->next_ino = INO_FIRST;
     w->window = cb_xmalloc((size_t)WINDOW_INODES * EXT4_INODE);
     w->buffer = cb_xmalloc(WRITE_BUFFER);
+    w->cloned = from >= 0;
     int rc = fs_open(w, LAYOUT_GROUPS_MAX * GROUP_BLOCKS, &w->fs, err);
+    if (rc == 0 && w->cloned && (rc = cb_clone_file(from, w->fd, err)) < 0)
+        rc = cb_wrap(err, "write %s", path);
     if (rc < 0) {
         writer_free(w);
         return rc;
@@ -120,6 +131,17 @@ int writer_open(const char *path, uint64_t max_blocks, struct writer **out, stru
     ext2fs_set_block_alloc_stats_callback(w->fs, on_change, NULL);
     *out = w;
     return 0;
+}
+
+int writer_open(const char *path, uint64_t max_blocks, struct writer **out, struct cb_error *err)
+{
+    return open_writer(path, -1, max_blocks, out, err);
+}
+
+int writer_clone(const char *path, int from, uint64_t max_blocks, struct writer **out,
+                 struct cb_error *err)
+{
+    return open_writer(path, from, max_blocks, out, err);
 }
 
 void writer_free(struct writer *w)
@@ -133,6 +155,7 @@ void writer_free(struct writer *w)
     free(w->path);
     free(w->blocks.v);
     free(w->inodes.v);
+    free(w->dirty.v);
     free(w->dirs);
     free(w->window);
     free(w->buffer);
@@ -179,8 +202,25 @@ static int read_at(struct writer *w, void *p, size_t n, uint64_t at, struct cb_e
     return 0;
 }
 
+/* Bytes of the file change. */
+static void soil(struct writer *w, uint64_t at, uint64_t n)
+{
+    if (w->cloned && n > 0)
+        bits_set(&w->dirty, at / WRITER_PIECE, (at + n - 1) / WRITER_PIECE - at / WRITER_PIECE + 1);
+}
+
+uint64_t writer_dirty(const struct writer *w, uint64_t at, uint64_t *start)
+{
+    uint64_t n, first = (at + WRITER_PIECE - 1) / WRITER_PIECE;
+    if (!bits_find(&w->dirty, first, &first, &n))
+        return 0;
+    *start = first * WRITER_PIECE;
+    return n * WRITER_PIECE;
+}
+
 static int write_at(struct writer *w, const void *p, size_t n, uint64_t at, struct cb_error *err)
 {
+    soil(w, at, n);
     if (cb_pwrite_all(w->fd, p, n, (off_t)at, err) < 0)
         return cb_wrap(err, "write %s", w->path);
     return 0;
@@ -523,21 +563,31 @@ int writer_read_block(struct writer *w, uint64_t block, void *p, struct cb_error
     return rc < 0 ? rc : read_at(w, p, EXT4_BLOCK, block * EXT4_BLOCK, err);
 }
 
-int writer_free_blocks(struct writer *w, uint64_t start, uint64_t count, struct cb_error *err)
+int writer_punch(struct writer *w, uint64_t start, uint64_t count, struct cb_error *err)
 {
+    static const unsigned char zero[EXT4_BLOCK];
     int rc = writer_flush_data(w, err);
     if (rc < 0)
         return rc;
-    bits_clear(&w->blocks, start, count);
-    w->data_in_use -= count;
     off_t at = (off_t)start * EXT4_BLOCK, n = (off_t)count * EXT4_BLOCK;
+    soil(w, (uint64_t)at, (uint64_t)n);
     if (fallocate(w->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, n) == 0)
         return 0;
     if (errno != EOPNOTSUPP)
         return cb_fail_sys(err, errno, "free a part of %s", w->path);
-    static const unsigned char zero[EXT4_BLOCK];
     for (uint64_t i = 0; i < count; i++)
         if ((rc = write_at(w, zero, EXT4_BLOCK, (start + i) * EXT4_BLOCK, err)) < 0)
             return rc;
     return 0;
+}
+
+int writer_free_blocks(struct writer *w, uint64_t start, uint64_t count, struct cb_error *err)
+{
+    for (uint64_t i = 0; i < count; i++)
+        if (!bits_get(&w->blocks, start + i)) /* of an image that was loaded */
+            return cb_fail(err, CB_E_CORRUPT, "block %llu is freed twice",
+                           (unsigned long long)(start + i));
+    bits_clear(&w->blocks, start, count);
+    w->data_in_use -= count;
+    return writer_punch(w, start, count, err);
 }

@@ -46,6 +46,10 @@ struct writer; /* opaque */
 /* Makes @path, which must not exist. @max_blocks: more is refused as soon as it is needed. *@out is
  * owned; until writer_finish() succeeded, writer_free() removes the file. */
 int writer_open(const char *path, uint64_t max_blocks, struct writer **out, struct cb_error *err);
+/* The same, and the file starts as a copy of @from (reflink, or one that keeps holes). ext4_load()
+ * is next: until then nothing is known to be in use. */
+int writer_clone(const char *path, int from, uint64_t max_blocks, struct writer **out,
+                 struct cb_error *err);
 void writer_free(struct writer *w);
 int writer_fd(const struct writer *w); /* borrowed */
 
@@ -79,6 +83,12 @@ int writer_get_extents(struct writer *w, uint32_t ino, const union inode *in, st
 /* The group descriptors count folders: tells that @ino is one (@change 1) or no more (-1). */
 void writer_count_dirs(struct writer *w, uint32_t ino, int change);
 uint32_t writer_dirs_in_group(const struct writer *w, uint64_t group);
+
+/* Where the file of writer_clone() may differ from the one it was made from, in pieces of
+ * WRITER_PIECE bytes: the next such run at or after byte @at; its length, or 0 when there is none.
+ */
+#define WRITER_PIECE ((uint64_t)64 << 10)
+uint64_t writer_dirty(const struct writer *w, uint64_t at, uint64_t *start);
 
 uint64_t inode_size(const union inode *in);
 void inode_set_size(union inode *in, uint64_t size);

@@ -1,14 +1,17 @@
 #include "layers/flatten.h"
 
 #include "layers/ext4_fs.h"
+#include "layers/ext4_load.h"
 #include "layers/ext4_super.h"
 #include "layers/ext4_writer.h"
 #include "layers/inflate.h"
 #include "layers/tar_apply.h"
 #include "support/cleanup.h"
 #include "support/limits.h"
+#include "support/mem.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/stat.h>
@@ -77,13 +80,13 @@ static int apply_layer(const struct flatten_spec *spec, size_t i, struct writer 
     return rc;
 }
 
-static int apply_layers(const struct flatten_spec *spec, struct writer *w, struct tree *t,
-                        struct cb_error *err)
+static int apply_layers(const struct flatten_spec *spec, size_t first, struct writer *w,
+                        struct tree *t, struct cb_error *err)
 {
     struct feed f = {.progress = spec->progress};
-    for (size_t i = 0; i < spec->n_layers; i++)
+    for (size_t i = first; i < spec->n_layers; i++)
         f.total += spec->layers[i].size;
-    for (size_t i = 0; i < spec->n_layers; i++) {
+    for (size_t i = first; i < spec->n_layers; i++) {
         if (apply_layer(spec, i, w, t, &f, err) < 0) {
             char hex[CB_HEX_LEN + 1];
             cb_digest_hex(&spec->layers[i].digest, hex);
@@ -109,12 +112,12 @@ static int check_spec(const struct flatten_spec *spec, struct cb_error *err)
 }
 
 /* Everything but the end. *@blocks is the size that the file system will have. */
-static int fill(const struct flatten_spec *spec, struct writer *w, struct tree *t, uint64_t *blocks,
-                struct cb_error *err)
+static int fill(const struct flatten_spec *spec, const struct flatten_parent *parent,
+                struct writer *w, struct tree *t, uint64_t *blocks, struct cb_error *err)
 {
-    int rc = image_begin(w, t, err);
+    int rc = parent ? ext4_load(w, t, err) : image_begin(w, t, err);
     if (rc == 0)
-        rc = apply_layers(spec, w, t, err);
+        rc = apply_layers(spec, parent ? parent->n_layers : 0, w, t, err);
     if (rc == 0)
         rc = image_write_dirs(w, t, err); /* without layers there are still two folders */
     bool too_small = writer_is_full(w);
@@ -128,15 +131,35 @@ static int fill(const struct flatten_spec *spec, struct writer *w, struct tree *
     return rc;
 }
 
-static int digest(int fd, const struct flatten_spec *spec, struct flatten_result *r,
+/* What is in the file now: all of it, or what the parent's map does not tell. */
+static int make_map(struct writer *w, const struct chunk_map *parent, struct chunk_map *map,
+                    struct cb_error *err)
+{
+    if (!parent || parent->chunk_size != CHUNK_SIZE_DEFAULT)
+        return chunk_map_make(writer_fd(w), CHUNK_SIZE_DEFAULT, map, err);
+    struct byte_range *v = NULL;
+    size_t n = 0, cap = 0;
+    uint64_t at = 0, len;
+    while ((len = writer_dirty(w, at, &at)) > 0) {
+        v = cb_xgrow(v, &cap, n, sizeof(*v));
+        v[n++] = (struct byte_range){at, len};
+        at += len;
+    }
+    int rc = chunk_map_update(writer_fd(w), parent, v, n, map, err);
+    free(v);
+    return rc;
+}
+
+static int digest(struct writer *w, const struct flatten_spec *spec,
+                  const struct flatten_parent *parent, struct flatten_result *r,
                   struct cb_error *err)
 {
     CB_AUTO_CHUNK_MAP map = {0};
     struct stat st;
-    int rc = chunk_map_make(fd, CHUNK_SIZE_DEFAULT, &map, err);
+    int rc = make_map(w, parent ? parent->chunks : NULL, &map, err);
     if (rc < 0)
         return rc;
-    if (fstat(fd, &st) < 0)
+    if (fstat(writer_fd(w), &st) < 0)
         return cb_fail_sys(err, errno, "look at the image");
     chunk_map_digest(&map, &r->digest);
     r->allocated = (uint64_t)st.st_blocks * 512;
@@ -147,31 +170,47 @@ static int digest(int fd, const struct flatten_spec *spec, struct flatten_result
     return 0;
 }
 
-int flatten(const struct flatten_spec *spec, struct flatten_result *out, struct cb_error *err)
+static int make(const struct flatten_spec *spec, const struct flatten_parent *parent,
+                struct flatten_result *out, struct cb_error *err)
 {
-    int rc = check_spec(spec, err);
-    if (rc < 0)
-        return rc;
     CB_AUTO(writer) w = NULL;
     CB_AUTO(tree) t = tree_new(INO_ROOT);
     uint64_t blocks, length = spec->size_bytes / EXT4_BLOCK * EXT4_BLOCK;
-    rc = writer_open(spec->out_path, layout_size_down(spec->size_bytes / EXT4_BLOCK), &w, err);
+    uint64_t max = layout_size_down(spec->size_bytes / EXT4_BLOCK);
+    int rc = parent ? writer_clone(spec->out_path, parent->fd, max, &w, err)
+                    : writer_open(spec->out_path, max, &w, err);
     if (rc == 0)
-        rc = fill(spec, w, t, &blocks, err);
+        rc = fill(spec, parent, w, t, &blocks, err);
     if (rc < 0)
         return rc;
     rc = image_finish(w, blocks, length, image_uuid, spec->label, err);
     if (rc < 0)
         return rc;
     struct flatten_result r = {.size = length ? length : blocks * EXT4_BLOCK,
-                               .entries = tree_count(t)};
-    rc = digest(writer_fd(w), spec, &r, err);
+                               .entries = tree_count(t),
+                               .inherited = parent ? parent->n_layers : 0};
+    rc = digest(w, spec, parent, &r, err);
     if (rc < 0) {
         (void)unlink(spec->out_path);
         return rc;
     }
     *out = r;
     return 0;
+}
+
+int flatten(const struct flatten_spec *spec, struct flatten_result *out, struct cb_error *err)
+{
+    const struct flatten_parent *parent = spec->parent;
+    int rc = check_spec(spec, err);
+    if (rc < 0)
+        return rc;
+    if (!parent || parent->n_layers == 0 || parent->n_layers > spec->n_layers)
+        return make(spec, NULL, out, err);
+    CB_AUTO_ERROR first = CB_ERROR_INIT;
+    rc = make(spec, parent, out, &first);
+    if (rc == -CB_E_CORRUPT || rc == -CB_E_BUG) /* it may be the parent that is damaged */
+        return make(spec, NULL, out, err);
+    return rc < 0 ? cb_error_move(err, &first) : rc;
 }
 
 int ext4_make_empty(const char *path, uint64_t size_bytes, const char *label, struct cb_error *err)

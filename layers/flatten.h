@@ -1,7 +1,8 @@
 /* flatten: layer tars straight into an ext4 image. No mount, no root, nothing unpacked on the host.
  *
  * Layers apply bottom to top by the OCI rules (docs/architecture.md, "Applying a layer"). The same
- * layers and size give the same bytes: no clock, no randomness, times come from the layers. */
+ * layers and size give the same bytes: no clock, no randomness, times come from the layers; and it
+ * makes no difference whether all layers are applied or the last ones to an image of the others. */
 #pragma once
 
 #include "layers/chunk_map.h"
@@ -9,6 +10,13 @@
 #include "layers/store.h"
 
 #include <stdint.h>
+
+/* An image of the first layers of another one, to start from. */
+struct flatten_parent {
+    int fd; /* borrowed */
+    size_t n_layers;
+    const struct chunk_map *chunks; /* what it consists of, or NULL: all is hashed */
+};
 
 struct flatten_spec {
     struct store *store; /* where the blobs are */
@@ -19,6 +27,9 @@ struct flatten_spec {
     const char *out_path; /* made; must not exist */
     const struct layers_progress *progress;
     struct chunk_map *chunks; /* empty; receives what the image consists of (owned), or NULL */
+    /* NULL: all layers are applied. Else the image is a copy of this one with the layers that it
+     * lacks applied; the bytes are the same. A damaged one is left aside. */
+    const struct flatten_parent *parent;
 };
 
 struct flatten_result {
@@ -26,6 +37,7 @@ struct flatten_result {
     uint64_t allocated;      /* blocks it takes, bytes */
     uint64_t entries;        /* names in the finished tree */
     struct cb_digest digest; /* image_digest() of it */
+    size_t inherited;        /* layers that came with the parent */
 };
 
 /* -CB_E_CORRUPT for a bad layer (names layer and entry; a diff_id that does not match too),

@@ -191,12 +191,16 @@ static int read_symlink(struct apply *a, uint32_t ino, char *target, struct cb_e
     if (rc < 0)
         return rc;
     uint64_t len = inode_size(&in);
+    if (!S_ISLNK(in.i.i_mode) || len >= EXT4_BLOCK) /* in an image that was loaded */
+        return cb_fail(err, CB_E_CORRUPT, "the inode of a symbolic link is damaged");
     if (len <= FAST_LINK_MAX) {
         memcpy(target, in.i.i_block, (size_t)len);
     } else {
         char block[EXT4_BLOCK];
         struct extents x = {NULL, 0, 0, 0};
         rc = writer_get_extents(a->w, ino, &in, &x, NULL, err);
+        if (rc == 0 && x.n != 1)
+            rc = cb_fail(err, CB_E_CORRUPT, "the inode of a symbolic link is damaged");
         if (rc == 0)
             rc = writer_read_block(a->w, x.v[0].start, block, err);
         extents_release(&x);
