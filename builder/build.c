@@ -7,39 +7,13 @@
 #include "support/mem.h"
 
 #include <fcntl.h>
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
-int build_refuse(const struct workload_config *c, struct cb_error *err)
+void build_result_release(struct build_result *r)
 {
-    for (size_t i = 0; i < c->n_layers; i++) {
-        const struct commands *cmds = &c->layers[i].init_commands;
-        for (size_t j = 0; j < cmds->n; j++) {
-            const struct command *cmd = &cmds->v[j];
-            if (cmd->type == COMMAND_SHELL || cmd->type == COMMAND_EXEC)
-                continue;
-            cb_fail(err, CB_E_CONFIG, "%s:%d:%d: layer %s: commands of type %s cannot be run yet",
-                    c->file ? c->file : "config", cmd->loc.line, cmd->loc.column, c->layers[i].name,
-                    command_type_name(cmd->type));
-            return cb_hint(err, "write it as a shell command: %s",
-                           cmd->type == COMMAND_ENV ? "a layer's `env` sets variables"
-                                                    : "`shell` and `exec` are what works today");
-        }
-    }
-    if (!c->base_image) {
-        cb_fail(err, CB_E_CONFIG, "%s: base_image is missing: there is nothing to build on",
-                c->file ? c->file : "config");
-        return cb_hint(err,
-                       "add `base_image: minimal-debian`, or the name of an image of a registry");
-    }
-    if (c->init && strcmp(c->init, "agent") != 0)
-        return cb_fail(err, CB_E_CONFIG, "init: %s cannot be used yet; `agent` is what works today",
-                       c->init);
-    if (c->start.from_image)
-        return cb_fail(err, CB_E_CONFIG,
-                       "start_command: image cannot be used yet; write the command as a list");
-    return 0;
+    free(r->name);
+    *r = (struct build_result){0};
 }
 
 static void warn_unsupported(struct build *b)
@@ -165,24 +139,13 @@ int build_run(const struct workload_config *c, struct settings *settings,
 
 int agent_find(const char *given, char **out, struct cb_error *err)
 {
-    char self[PATH_MAX];
-    ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
-    if (n < 0)
-        return cb_fail_sys(err, errno, "find capsule-agent");
-    self[n] = '\0';
-    char *slash = strrchr(self, '/');
-    if (slash)
-        *slash = '\0';
-    CB_AUTO_FREE char *beside = cb_xasprintf("%s/capsule-agent", self);
-    CB_AUTO_FREE char *libexec = cb_xasprintf("%s/../libexec/capsule-build/capsule-agent", self);
-    const char *const places[] = {given, given ? NULL : beside, given ? NULL : libexec};
-    for (size_t i = 0; i < sizeof(places) / sizeof(*places); i++) {
-        if (places[i] && access(places[i], R_OK) == 0) {
-            *out = cb_xstrdup(places[i]);
-            return 0;
-        }
-    }
-    cb_fail(err, CB_E_ENV, "capsule-agent was not found at %s", given ? given : beside);
+    *out = given ? cb_xstrdup(given) : machine_agent();
+    if (*out && access(*out, R_OK) == 0)
+        return 0;
+    cb_fail(err, CB_E_ENV, "capsule-agent was not found%s%s",
+            given ? " at " : " beside this program", given ? given : "");
+    free(*out);
+    *out = NULL;
     return cb_hint(err, "build it with `./dev build`; it belongs beside capsule-build");
 }
 

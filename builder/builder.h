@@ -1,11 +1,12 @@
 /* The door of builder/: one build, from a config to a published template; and booting a template.
  *
  * The builder reports through a sink and never sees the queue or a terminal. It runs in a process
- * of its own (capsule-build run-job): it may block, and it is the one that reads what registries,
+ * of its own (capsule-build-job): it may block, and it is the one that reads what registries,
  * tar streams and guests say. Cancelling it is SIGTERM: build_run() then stops its machine, removes
  * its work folder and returns -CB_E_CANCELED. */
 #pragma once
 
+#include "builder/sweep.h"
 #include "layers/layers.h"
 #include "schemas/schemas.h"
 
@@ -19,29 +20,6 @@ struct build_sink {
     void *arg;
 };
 
-enum isolation { ISOLATION_AUTO, ISOLATION_VM, ISOLATION_CONTAINER };
-/* -1 for an unknown word. */
-int isolation_from_name(const char *name);
-/* "always", "missing", "never"; -1 for another word. */
-int pull_from_name(const char *name);
-
-struct build_options {
-    enum isolation isolation;
-    enum pull_policy pull;
-    bool force;         /* ignore the cache for user layers */
-    bool clean;         /* and for the platform layer */
-    bool renew_builtin; /* a built-in base image is made anew (an explicit `--pull always`) */
-    bool locked;        /* the base image by the lock of the version in use */
-    bool no_boot_check;
-    int64_t boot_timeout_ms; /* 0: 60 s, five times that under TCG */
-    const char *work_dir;    /* made for this build alone, removed at its end */
-    const char
-        *agent_path; /* capsule-agent, or NULL: beside this program, else the libexec folder */
-};
-/* As JSON for the job, and back. Owned text. */
-char *build_options_dump(const struct build_options *o);
-int build_options_parse(const char *text, struct build_options *o, struct cb_error *err);
-
 struct build_result {
     char *name;
     uint64_t version;
@@ -49,10 +27,6 @@ struct build_result {
     char workload_key[WORKLOAD_KEY_LEN + 1];
 };
 void build_result_release(struct build_result *r);
-
-/* What is valid and cannot be built yet, or has nothing to build on: -CB_E_CONFIG with its place.
- * For whoever still has the user's file; build_run() asks the same. */
-int build_refuse(const struct workload_config *c, struct cb_error *err);
 
 /* The whole build. The error's code is its class: COMMAND (a command said no), NET, CORRUPT,
  * NOTFOUND (image), ENV (this machine), CANCELED... */
@@ -106,7 +80,3 @@ struct doctor_line {
 int doctor_run(const struct settings *settings, struct doctor_line **lines, size_t *n,
                struct cb_error *err);
 void doctor_free(struct doctor_line *lines, size_t n);
-
-/* Removes what a builder that was killed left behind under @work_dir: a container, its cgroup, loop
- * devices, files. The caller knows that its owner is dead. */
-int build_sweep(const char *work_dir, struct cb_error *err);

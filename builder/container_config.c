@@ -9,15 +9,6 @@
 
 enum { PIDS_MAX = 16384, FILES_MAX = 1048576, SOFT_FILES = 1024 };
 
-void container_id(const char *work_dir, char *id)
-{
-    struct cb_digest d;
-    char hex[CB_HEX_LEN + 1];
-    cb_sha256(work_dir, strlen(work_dir), &d);
-    cb_digest_hex(&d, hex);
-    (void)snprintf(id, CONTAINER_ID_LEN + 1, "capsule-build-%.16s", hex);
-}
-
 /* What the agent needs to stack file systems, switch users and read everything for a diff. It takes
  * the dangerous ones from the commands that it runs. */
 static json_t *capabilities(void)

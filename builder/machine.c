@@ -7,6 +7,7 @@
 #include "support/limits.h"
 #include "support/mem.h"
 #include "support/proc.h"
+#include "support/self.h"
 
 #include <fcntl.h>
 #include <signal.h>
@@ -30,21 +31,7 @@ bool machine_canceled(void)
 
 char *machine_agent(void)
 {
-    char self[CB_PATH_MAX];
-    ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
-    if (n <= 0)
-        return NULL;
-    self[n] = '\0';
-    *strrchr(self, '/') = '\0';
-    char *beside = cb_xasprintf("%s/capsule-agent", self);
-    if (cb_path_exists(beside))
-        return beside;
-    free(beside);
-    char *libexec = cb_xasprintf("%s/../libexec/capsule-build/capsule-agent", self);
-    if (cb_path_exists(libexec))
-        return libexec;
-    free(libexec);
-    return NULL;
+    return cb_find_beside("capsule-agent");
 }
 
 /* The last TAIL_BYTES of a file; "" when it cannot be read. */

@@ -6,7 +6,6 @@
 #include "support/file.h"
 #include "support/mem.h"
 
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
@@ -17,6 +16,7 @@ struct view {
     struct render *render;
     struct queue *q;
     const char *id;
+    const char *job; /* path of capsule-build-job */
     uint64_t seq;
 };
 
@@ -80,15 +80,8 @@ static int run_claimed(struct view *v, const struct cli_args *a, const struct se
                        const struct claim *claim)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
-    char self[PATH_MAX];
-    ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
-    if (n < 0) {
-        (void)cb_fail_sys(&err, errno, "find this program");
-        return cli_fail(&err);
-    }
-    self[n] = '\0';
     CB_AUTO_STRV argv = {0};
-    cb_strv_add(&argv, self);
+    cb_strv_add(&argv, v->job);
     cb_strv_add(&argv, "run-job");
     cli_settings_argv(a, &argv);
     CB_AUTO_FREE char *work = cli_work_dir(s, claim->id);
@@ -127,6 +120,9 @@ static int submit(const struct cli_args *a, struct settings *s, const struct wor
                   struct queue *q)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
+    CB_AUTO_FREE char *job = cli_job_program();
+    if (!job)
+        return EXIT_ENVIRONMENT;
     struct build_options o = {.force = a->force,
                               .clean = a->clean,
                               /* a built-in base is renewed by an explicit word alone */
@@ -146,7 +142,7 @@ static int submit(const struct cli_args *a, struct settings *s, const struct wor
     bool existing = false;
     if (queue_enqueue(q, &spec, id, &existing, &err) < 0)
         return cli_fail(&err);
-    struct view v = {.render = render_new(a->progress, stdout, id), .q = q, .id = id};
+    struct view v = {.render = render_new(a->progress, stdout, id), .q = q, .id = id, .job = job};
     int rc;
     struct claim claim;
     CB_AUTO_FREE char *owner = queue_owner_self();

@@ -1,8 +1,10 @@
-/* cli: what the subcommands share. Private to cli/. */
+/* cli: what the subcommands share. Private to cli/.
+ *
+ * Two programs are made of this folder: capsule-build, which parses no image and talks to no
+ * registry, and of job/ capsule-build-job, which does. What stands here is for both. */
 #pragma once
 
-#include "builder/builder.h"
-#include "layers/layers.h"
+#include "layers/store.h"
 #include "queue/queue.h"
 #include "schemas/schemas.h"
 
@@ -31,15 +33,17 @@ struct cli_args {
     bool force, clean, no_boot_check, allow_unknown, allow_host_network;
     bool follow, json, once, explain, locked;
     int64_t boot_timeout_ms;
-    struct port_forward forwards[32];
+    uint16_t forwards[32][2]; /* host (0: any free one), guest */
     size_t n_forwards;
     char **exec_argv; /* borrowed from argv */
     uint64_t version;
 };
 
-/* Each returns the exit status. */
+/* Each returns the exit status. main.c says in which program it is. */
 int cmd_build(struct cli_args *a);
 int cmd_run_job(struct cli_args *a);
+/* run-job when this program is not of the supervisor's build: tells it so. The exit status. */
+int run_job_refuse(const struct cb_error *why);
 int cmd_validate(struct cli_args *a);
 int cmd_plan(struct cli_args *a);
 int cmd_logs(struct cli_args *a);
@@ -69,6 +73,13 @@ void cli_settings_argv(const struct cli_args *a, struct cb_strv *argv);
 /* 0, or the exit status after printing. */
 int cli_open_queue(const struct settings *s, struct queue **out);
 int cli_open_store(const struct settings *s, struct store **out);
+/* The path of capsule-build-job, and the environment in which it will start. Owned, or NULL after
+ * printing (then the exit status is EXIT_ENVIRONMENT). */
+char *cli_job_program(void);
+/* The version, and with it the sources that this program was made from (cmake/BuildId.cmake). */
+extern const char cli_version[], cli_build_id[];
+#define CLI_BUILD_ID_VARIABLE "CAPSULE_BUILD_FRONT"
+
 /* home/work/NAME. Owned. */
 char *cli_work_dir(const struct settings *s, const char *name);
 /* Marks builds whose process is gone as failed, and removes what they left. Errors are only logged:

@@ -1,10 +1,12 @@
 /* What the subcommands share: errors, settings, opening state, cleaning up after the dead. */
 #include "cli/cli.h"
 
+#include "builder/sweep.h"
 #include "support/cleanup.h"
 #include "support/file.h"
 #include "support/log.h"
 #include "support/mem.h"
+#include "support/self.h"
 
 #include <ctype.h>
 #include <dirent.h>
@@ -145,6 +147,22 @@ int cli_open_store(const struct settings *s, struct store **out)
     if (make_home(s, &err) < 0 || store_open(path, out, &err) < 0)
         return cli_fail(&err);
     return 0;
+}
+
+char *cli_job_program(void)
+{
+    char *path = cb_find_beside("capsule-build-job");
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    if (path && setenv(CLI_BUILD_ID_VARIABLE, cli_build_id, 1) == 0)
+        return path;
+    free(path);
+    cb_fail(&err, CB_E_ENV,
+            "capsule-build-job was not found: it is the part of capsule-build that "
+            "reads images and runs builds");
+    cb_hint(&err, "it belongs beside capsule-build, or in ../libexec/capsule-build of its folder; "
+                  "`./dev build` makes both");
+    (void)cli_fail(&err);
+    return NULL;
 }
 
 char *cli_work_dir(const struct settings *s, const char *name)

@@ -1,4 +1,8 @@
-/* capsule-build: the program. Reads the command line and hands over to one file a subcommand. */
+/* Reads the command line and hands over to one file a subcommand.
+ *
+ * Compiled twice: into capsule-build, and (with CB_PROGRAM_JOB) into capsule-build-job, the part
+ * that reads images and talks to registries. The command line is the same for both, and people see
+ * one command: capsule-build becomes the other program for the subcommands that live there. */
 #include "cli/cli.h"
 
 #include "support/cleanup.h"
@@ -9,6 +13,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum {
     OPT_CONFIG = 256,
@@ -92,30 +97,41 @@ static const struct option boot_options[] = {
 };
 static const struct option settings_options[] = {SETTINGS_OPTIONS, END_OPTIONS};
 
+/* A subcommand lives in one of the two programs and the table says in which: FRONT(cmd_x) in
+ * capsule-build (cli/x.c), JOB(cmd_x) in capsule-build-job (cli/job/x.c). What parses an image, an
+ * archive or a stranger's answer is a JOB. */
+#ifdef CB_PROGRAM_JOB
+#define FRONT(function) NULL
+#define JOB(function) function
+#else
+#define FRONT(function) function
+#define JOB(function) NULL
+#endif
+
 static const struct subcommand {
     const char *name;
-    int (*run)(struct cli_args *);
+    int (*run)(struct cli_args *); /* NULL: in the other program */
     const struct option *options;
     int min_words, max_words;
     const char *usage; /* NULL: not for people */
     const char *help;
 } subcommands[] = {
-    {"build", cmd_build, build_options, 1, 1, "build FILE",
+    {"build", FRONT(cmd_build), build_options, 1, 1, "build FILE",
      "build FILE and publish it as a template (the default)"},
-    {"validate", cmd_validate, validate_options, 1, 1, "validate FILE",
+    {"validate", FRONT(cmd_validate), validate_options, 1, 1, "validate FILE",
      "check FILE, build nothing"},
-    {"plan", cmd_plan, plan_options, 1, 1, "plan FILE [--explain]",
+    {"plan", JOB(cmd_plan), plan_options, 1, 1, "plan FILE [--explain]",
      "what building FILE would do, and why"},
-    {"logs", cmd_logs, logs_options, 0, 1, "logs [-f] [BUILD]",
+    {"logs", FRONT(cmd_logs), logs_options, 0, 1, "logs [-f] [BUILD]",
      "what a build said; -f follows it until it is over"},
-    {"builds", cmd_builds, list_options, 0, 1, "builds [NAME]", "builds, newest first"},
-    {"templates", cmd_templates, list_options, 0, 0, "templates", "published templates"},
-    {"show", cmd_show, show_options, 1, 1, "show NAME", "what a template is made of"},
-    {"boot", cmd_boot, boot_options, 1, 1, "boot NAME [--exec CMD ARGS...]",
+    {"builds", FRONT(cmd_builds), list_options, 0, 1, "builds [NAME]", "builds, newest first"},
+    {"templates", FRONT(cmd_templates), list_options, 0, 0, "templates", "published templates"},
+    {"show", FRONT(cmd_show), show_options, 1, 1, "show NAME", "what a template is made of"},
+    {"boot", JOB(cmd_boot), boot_options, 1, 1, "boot NAME [--exec CMD ARGS...]",
      "boot a template on a throwaway disk"},
-    {"doctor", cmd_doctor, settings_options, 0, 0, "doctor",
+    {"doctor", JOB(cmd_doctor), settings_options, 0, 0, "doctor",
      "check this machine and say what to install"},
-    {"run-job", cmd_run_job, settings_options, 0, 0, NULL, NULL},
+    {"run-job", JOB(cmd_run_job), settings_options, 0, 0, NULL, NULL},
 };
 enum { N_SUBCOMMANDS = sizeof(subcommands) / sizeof(*subcommands) };
 
@@ -192,7 +208,8 @@ static int add_forward(struct cli_args *a, const char *text)
                          text);
     if (a->n_forwards == sizeof(a->forwards) / sizeof(*a->forwards))
         return bad_usage("--forward: at most 32 ports");
-    a->forwards[a->n_forwards++] = (struct port_forward){(uint16_t)host, (uint16_t)guest};
+    a->forwards[a->n_forwards][0] = (uint16_t)host;
+    a->forwards[a->n_forwards++][1] = (uint16_t)guest;
     return 0;
 }
 
@@ -259,6 +276,14 @@ static const struct subcommand *find_subcommand(const char *name)
     return NULL;
 }
 
+static bool takes(const struct subcommand *sc, int opt)
+{
+    const struct option *o = sc->options;
+    while (o->name && o->val != opt)
+        o++;
+    return o->name != NULL;
+}
+
 /* Reads options and words from argv[1..]. 0, or an exit status; -1: help was asked for. */
 static int parse(struct cli_args *a, const struct subcommand *sc, int argc, char **argv)
 {
@@ -282,7 +307,7 @@ static int parse(struct cli_args *a, const struct subcommand *sc, int argc, char
         }
         if (opt == ':')
             return bad_usage("%s: its value is missing", argv[optind - 1]);
-        if (opt == '?' || (opt == 'f' && sc->run != cmd_logs))
+        if (opt == '?' || (opt == 'f' && !takes(sc, 'f')))
             return bad_usage("%s: no such option of `%s`", argv[optind - 1], sc->name);
         int rc = set_option(a, opt, optarg);
         if (rc)
@@ -293,31 +318,10 @@ static int parse(struct cli_args *a, const struct subcommand *sc, int argc, char
     return 0;
 }
 
-int main(int argc, char **argv)
+/* Reads the rest of the command line and does what it says. */
+static int run(const struct subcommand *sc, int argc, char **argv)
 {
-    (void)signal(SIGPIPE, SIG_IGN);
-    struct cli_args a = {.program = argv[0]};
-    if (argc < 2) {
-        print_help(stderr);
-        return EXIT_BAD_INPUT;
-    }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
-        strcmp(argv[1], "help") == 0) {
-        print_help(stdout);
-        return EXIT_DONE;
-    }
-    if (strcmp(argv[1], "--version") == 0) {
-        puts("capsule-build " CB_VERSION);
-        return EXIT_DONE;
-    }
-    const struct subcommand *sc = find_subcommand(argv[1]);
-    if (sc) {
-        argc--;
-        argv++;
-    } else {
-        sc = &subcommands[0];
-    }
-    a.command = sc->name;
+    struct cli_args a = {.program = argv[0], .command = sc->name};
     int rc = parse(&a, sc, argc, argv);
     if (rc == -1) {
         print_help(stdout);
@@ -334,3 +338,70 @@ int main(int argc, char **argv)
     cb_strv_release(&a.mirrors);
     return rc;
 }
+
+#ifdef CB_PROGRAM_JOB
+
+/* Only started by capsule-build, and only by the one that it was made with: the two share the words
+ * of the queue and the store. */
+int main(int argc, char **argv)
+{
+    (void)signal(SIGPIPE, SIG_IGN);
+    const char *front = getenv(CLI_BUILD_ID_VARIABLE);
+    const struct subcommand *sc = argc > 1 ? find_subcommand(argv[1]) : NULL;
+    if (!front || !sc || !sc->run) {
+        fputs("capsule-build-job is a part of capsule-build, which starts it: see `capsule-build "
+              "--help`\n",
+              stderr);
+        return EXIT_BAD_INPUT;
+    }
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    if (strcmp(front, cli_build_id) != 0) {
+        cb_fail(&err, CB_E_ENV,
+                "capsule-build is %s and its capsule-build-job is %s: they must be of one build",
+                front, cli_build_id);
+        cb_hint(&err, "install both anew from the same build; `./dev build` makes both");
+    }
+    (void)unsetenv(CLI_BUILD_ID_VARIABLE);
+    if (err.code == CB_OK)
+        return run(sc, argc - 1, argv + 1);
+    return sc->run == cmd_run_job ? run_job_refuse(&err) : cli_fail(&err);
+}
+
+#else
+
+/* Becomes capsule-build-job, with the same command line. Returns only when that fails. */
+static int become_job(char **argv)
+{
+    CB_AUTO_FREE char *path = cli_job_program();
+    if (!path)
+        return EXIT_ENVIRONMENT;
+    argv[0] = path;
+    execv(path, argv);
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    cb_fail(&err, CB_E_ENV, "start %s: %s", path, strerror(errno));
+    return cli_fail(&err);
+}
+
+int main(int argc, char **argv)
+{
+    (void)signal(SIGPIPE, SIG_IGN);
+    if (argc < 2) {
+        print_help(stderr);
+        return EXIT_BAD_INPUT;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
+        strcmp(argv[1], "help") == 0) {
+        print_help(stdout);
+        return EXIT_DONE;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        printf("capsule-build %s\n", cli_version);
+        return EXIT_DONE;
+    }
+    const struct subcommand *sc = find_subcommand(argv[1]);
+    if (!sc)
+        return run(&subcommands[0], argc, argv);
+    return sc->run ? run(sc, argc - 1, argv + 1) : become_job(argv);
+}
+
+#endif

@@ -28,8 +28,6 @@ struct base_image {
 };
 void base_image_release(struct base_image *b);
 
-enum pull_policy { PULL_ALWAYS, PULL_MISSING, PULL_NEVER };
-
 /* Resolves @text for linux/@arch. PULL_ALWAYS asks the registry and falls back to the last lock
  * when it cannot be reached (a note says so); PULL_MISSING asks only without a lock; PULL_NEVER
  * never asks. A name that the registry does not know is -CB_E_NOTFOUND with the registry's words.

@@ -2,6 +2,7 @@
  * beyond reading a file. */
 #pragma once
 
+#include "schemas/build_options.h"
 #include "schemas/config.h"
 #include "schemas/event.h"
 #include "schemas/keys.h"

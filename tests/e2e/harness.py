@@ -33,6 +33,7 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("CB_BUILD_DIR") or SOURCE / "build").resolve()
 PROGRAM = BUILD / "capsule-build"
+JOB = BUILD / "capsule-build-job"
 AGENT = BUILD / "capsule-agent"
 SANITIZED = os.environ.get("CB_SANITIZED") == "1"
 ROOT = os.geteuid() == 0

@@ -43,7 +43,8 @@ class Missing(E2E):
     def test_no_agent(self):
         bare = self.folder / "bare"
         bare.mkdir()
-        shutil.copy(harness.PROGRAM, bare)
+        for program in (harness.PROGRAM, harness.JOB):
+            shutil.copy(program, bare)
         got = subprocess.run([bare / "capsule-build", "--isolation", "vm", self.config()],
                              env=harness.environment(self.home.path), stdout=subprocess.PIPE,
                              stderr=subprocess.STDOUT, text=True, timeout=300)

@@ -1,8 +1,8 @@
-/* What a job carries besides its config, as JSON in the queue. */
-#include "builder/builder.h"
+#include "schemas/build_options.h"
 
 #include "support/mem.h"
 
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -65,8 +65,33 @@ int build_options_parse(const char *text, struct build_options *o, struct cb_err
     return 0;
 }
 
-void build_result_release(struct build_result *r)
+int build_refuse(const struct workload_config *c, struct cb_error *err)
 {
-    free(r->name);
-    *r = (struct build_result){0};
+    for (size_t i = 0; i < c->n_layers; i++) {
+        const struct commands *cmds = &c->layers[i].init_commands;
+        for (size_t j = 0; j < cmds->n; j++) {
+            const struct command *cmd = &cmds->v[j];
+            if (cmd->type == COMMAND_SHELL || cmd->type == COMMAND_EXEC)
+                continue;
+            cb_fail(err, CB_E_CONFIG, "%s:%d:%d: layer %s: commands of type %s cannot be run yet",
+                    c->file ? c->file : "config", cmd->loc.line, cmd->loc.column, c->layers[i].name,
+                    command_type_name(cmd->type));
+            return cb_hint(err, "write it as a shell command: %s",
+                           cmd->type == COMMAND_ENV ? "a layer's `env` sets variables"
+                                                    : "`shell` and `exec` are what works today");
+        }
+    }
+    if (!c->base_image) {
+        cb_fail(err, CB_E_CONFIG, "%s: base_image is missing: there is nothing to build on",
+                c->file ? c->file : "config");
+        return cb_hint(err,
+                       "add `base_image: minimal-debian`, or the name of an image of a registry");
+    }
+    if (c->init && strcmp(c->init, "agent") != 0)
+        return cb_fail(err, CB_E_CONFIG, "init: %s cannot be used yet; `agent` is what works today",
+                       c->init);
+    if (c->start.from_image)
+        return cb_fail(err, CB_E_CONFIG,
+                       "start_command: image cannot be used yet; write the command as a list");
+    return 0;
 }

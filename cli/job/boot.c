@@ -1,4 +1,5 @@
 /* boot and doctor: a template on this machine, and this machine itself. */
+#include "builder/builder.h"
 #include "cli/cli.h"
 
 #include "support/cleanup.h"
@@ -24,9 +25,12 @@ static int boot_with(struct cli_args *a, const struct settings *s, struct store 
     CB_AUTO_FREE const char **exec_argv = cb_xcalloc(n_exec + 1, sizeof(*exec_argv));
     for (size_t i = 0; i < n_exec; i++)
         exec_argv[i] = a->exec_argv[i];
+    struct port_forward forwards[sizeof(a->forwards) / sizeof(*a->forwards)];
+    for (size_t i = 0; i < a->n_forwards; i++)
+        forwards[i] = (struct port_forward){a->forwards[i][0], a->forwards[i][1]};
     struct boot_request r = {.name = a->words.v[0],
                              .version = a->version,
-                             .forwards = a->forwards,
+                             .forwards = forwards,
                              .n_forwards = a->n_forwards,
                              .exec_argv = n_exec ? exec_argv : NULL,
                              .boot_timeout_ms = a->boot_timeout_ms,

@@ -1,5 +1,6 @@
 /* run-job: the child that runs one build. The one place where the queue's words meet the builder's:
  * it reads a job from its supervisor, runs it, and sends what happens back. Not for people. */
+#include "builder/builder.h"
 #include "cli/cli.h"
 
 #include "support/cleanup.h"
@@ -66,14 +67,32 @@ static int run(struct job *j, struct settings *s, json_t **result, struct cb_err
     return rc;
 }
 
-int cmd_run_job(struct cli_args *a)
+/* Has a supervisor given us a socket? Then its word for it is forgotten: children have none. */
+static bool has_supervisor(void)
 {
     const char *fd_text = getenv("CAPSULE_BUILD_JOB_FD");
-    if (!fd_text || strcmp(fd_text, "3") != 0) {
-        fputs("capsule-build: run-job is started by a worker, not by hand\n", stderr);
-        return EXIT_BAD_INPUT;
-    }
+    bool has = fd_text && strcmp(fd_text, "3") == 0;
     (void)unsetenv("CAPSULE_BUILD_JOB_FD");
+    if (!has)
+        fputs("capsule-build: run-job is started by a worker, not by hand\n", stderr);
+    return has;
+}
+
+int run_job_refuse(const struct cb_error *why)
+{
+    CB_AUTO_ERROR late = CB_ERROR_INIT;
+    struct job_channel *ch = NULL;
+    int rc = cli_fail(why); /* goes to the log, in case that even the messages have changed */
+    if (has_supervisor() && job_channel_open(3, &ch, &late) >= 0)
+        (void)job_channel_finish(ch, why, NULL, &late);
+    job_channel_free(ch);
+    return rc;
+}
+
+int cmd_run_job(struct cli_args *a)
+{
+    if (!has_supervisor())
+        return EXIT_BAD_INPUT;
     struct sigaction sa = {.sa_handler = on_term};
     (void)sigaction(SIGTERM, &sa, NULL);
     CB_AUTO_ERROR err = CB_ERROR_INIT;

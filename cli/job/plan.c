@@ -1,6 +1,6 @@
 /* plan: what a build would do, as YAML for people or as JSON. docs/plan.md describes the fields. */
+#include "builder/builder.h"
 #include "cli/cli.h"
-
 #include "cli/yaml.h"
 #include "support/cleanup.h"
 #include "support/mem.h"

@@ -1,0 +1,92 @@
+/* build_options: JSON and back, what is refused, and which valid configs cannot be built. */
+#include "check.h"
+
+#include "schemas/schemas.h"
+
+static void test_options_come_back(void **state)
+{
+    (void)state;
+    const struct build_options o = {.isolation = ISOLATION_CONTAINER,
+                                    .pull = PULL_NEVER,
+                                    .force = true,
+                                    .renew_builtin = true,
+                                    .no_boot_check = true,
+                                    .boot_timeout_ms = 7000};
+    CB_AUTO_FREE char *text = build_options_dump(&o);
+    struct build_options back = {0};
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    assert_ok(build_options_parse(text, &back, &err), &err);
+    CB_AUTO_FREE char *again = build_options_dump(&back);
+    assert_string_equal(text, again);
+    assert_int_equal(back.isolation, ISOLATION_CONTAINER);
+    assert_int_equal(back.pull, PULL_NEVER);
+    assert_true(back.force && back.renew_builtin && back.no_boot_check);
+    assert_false(back.clean || back.locked);
+    assert_int_equal(back.boot_timeout_ms, 7000);
+}
+
+static void test_wrong_options_are_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *says;
+    } cases[] = {
+        {"", "build options"},
+        {"[]", "build options"},
+        {"{\"force\": 1}", "build options"},
+        {"{\"what\": true}", "build options"},
+        {"{\"pull\": \"often\"}", "a value is out of range"},
+        {"{\"isolation\": \"none\"}", "a value is out of range"},
+        {"{\"boot_timeout_ms\": -1}", "a value is out of range"},
+        {"{\"boot_timeout_ms\": 86400001}", "a value is out of range"},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        struct build_options o = {0};
+        CB_AUTO_ERROR err = CB_ERROR_INIT;
+        assert_fails(build_options_parse(cases[i].text, &o, &err), &err, CB_E_CORRUPT,
+                     cases[i].says);
+    }
+}
+
+static void refused(const char *text, const char *says)
+{
+    struct config_problems problems = {0};
+    struct workload_config *c = NULL;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    assert_ok(
+        config_parse(text, strlen(text), "c.yaml", CONFIG_YAML, CONFIG_NO_ENV, &c, &problems, &err),
+        &err);
+    if (says)
+        assert_fails(build_refuse(c, &err), &err, CB_E_CONFIG, says);
+    else
+        assert_ok(build_refuse(c, &err), &err);
+    config_problems_release(&problems);
+    config_free(c);
+}
+
+#define HEAD "name: abc\nbase_image: minimal-debian\nlayers:\n  - name: one\n    init_commands:\n"
+
+static void test_what_cannot_be_built_is_refused(void **state)
+{
+    (void)state;
+    refused(HEAD "      - true\n", NULL);
+    refused(HEAD "      - {type: exec, args: [ls, /]}\n", NULL);
+    refused(HEAD "      - {type: env, args: [A=b]}\n",
+            "c.yaml:6:9: layer one: commands of type env cannot be run yet");
+    refused(HEAD "      - {type: copy, args: [a, /b]}\n",
+            "layer one: commands of type copy cannot be run yet");
+    refused("name: abc\nlayers:\n  - {name: one, init_commands: [x]}\n",
+            "c.yaml: base_image is missing: there is nothing to build on");
+    refused(HEAD "      - true\nconfig: {init: systemd}\n", "init: systemd cannot be used yet");
+    refused(HEAD "      - true\nstart_command: image\n", "start_command: image cannot be used yet");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_options_come_back),
+        cmocka_unit_test(test_wrong_options_are_refused),
+        cmocka_unit_test(test_what_cannot_be_built_is_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
