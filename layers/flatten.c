@@ -5,6 +5,7 @@
 #include "layers/ext4_super.h"
 #include "layers/ext4_writer.h"
 #include "layers/inflate.h"
+#include "layers/store_coming.h"
 #include "layers/tar_apply.h"
 #include "support/cleanup.h"
 #include "support/limits.h"
@@ -24,6 +25,7 @@
 CB_DEFINE_CLEANUP(writer, struct writer *, writer_free);
 CB_DEFINE_CLEANUP(tree, struct tree *, tree_free);
 CB_DEFINE_CLEANUP(inflate, struct inflate *, inflate_free);
+CB_DEFINE_CLEANUP(coming, struct coming_reader *, coming_reader_free);
 
 /* What the tar reader reads from: the inflater, with a word to the progress now and then. */
 struct feed {
@@ -59,16 +61,23 @@ static int check_digest(struct inflate *z, const struct layer_blob *l, struct cb
     return cb_fail(err, CB_E_CORRUPT, "its content is %s, the image's config says %s", have, want);
 }
 
+static int64_t wait_bytes(void *arg, uint64_t upto, struct cb_error *err)
+{
+    return coming_wait(arg, upto, err);
+}
+
 static int apply_layer(const struct flatten_spec *spec, size_t i, struct writer *w, struct tree *t,
                        struct feed *f, struct cb_error *err)
 {
     const struct layer_blob *l = &spec->layers[i];
-    uint64_t size;
-    CB_AUTO_FD fd = store_blob_open(spec->store, &l->digest, &size, err);
+    uint64_t size = l->size;
+    CB_AUTO(coming) coming = NULL;
+    CB_AUTO_FD fd = store_coming_open(spec->store, &l->digest, &size, &coming, err);
     if (fd < 0)
         return fd;
-    CB_AUTO(inflate) z = NULL;
-    int rc = inflate_start(fd, size, LAYER_TAR_MAX, &z, err);
+    CB_AUTO(inflate) z = NULL; /* goes before the reader that its thread waits for */
+    int rc =
+        inflate_start_growing(fd, size, LAYER_TAR_MAX, coming ? wait_bytes : NULL, coming, &z, err);
     if (rc < 0)
         return rc;
     f->z = z;
@@ -76,6 +85,8 @@ static int apply_layer(const struct flatten_spec *spec, size_t i, struct writer 
     rc = tar_apply_layer(w, t, (uint16_t)(i + 1), &source, err);
     if (rc == 0)
         rc = check_digest(z, l, err);
+    if (rc < 0 && coming)
+        coming_reader_stop(coming); /* the inflater may be waiting for bytes */
     f->before += size;
     return rc;
 }

@@ -43,6 +43,11 @@ struct flatten_result {
 /* -CB_E_CORRUPT for a bad layer (names layer and entry; a diff_id that does not match too),
  * -CB_E_LIMIT when it cannot fit @size_bytes (with the numbers). Nothing is left on failure. */
 int flatten(const struct flatten_spec *spec, struct flatten_result *out, struct cb_error *err);
+/* The same while @f (image_fetch_start(); taken) brings the layers: inflates what has arrived. What
+ * it made of them counts only when the fetch ends well, and its error comes before one of our own.
+ */
+int flatten_arriving(struct image_fetching *f, const struct flatten_spec *spec,
+                     struct flatten_result *out, struct cb_error *err);
 
 /* The digest of a file system image: chunk_map_digest() of its map with chunks of
  * CHUNK_SIZE_DEFAULT: SHA-256 over its length and the index and SHA-256 of every chunk that is not

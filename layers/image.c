@@ -8,14 +8,11 @@
 #include "support/mem.h"
 
 #include <jansson.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum {
-    FETCHERS = 4,    /* blobs at once */
     INDEX_DEPTH = 2, /* an index may name another one, which names manifests */
-    PROGRESS_MS = 200,
 };
 
 void base_image_release(struct base_image *b)
@@ -426,134 +423,4 @@ int image_resolve_locked(struct store *s, const struct settings *settings, const
                          struct base_image *out, struct cb_error *err)
 {
     return resolve_text(s, settings, text, manifest, arch, policy, p, out, err);
-}
-
-/* --- fetching: a few threads, one list --- */
-
-struct fetch {
-    struct store *store;
-    struct registry *r;
-    const struct layer_blob **todo;
-    size_t n;
-    const struct layers_progress *to; /* the caller's */
-
-    pthread_mutex_t lock; /* guards what follows, and serialises the caller's functions */
-    size_t next;
-    uint64_t total, done;
-    int64_t shown_ms;
-    struct cb_error first; /* the first failure; the others stop for it */
-    bool stop;
-};
-
-static void locked_note(void *arg, const char *text)
-{
-    struct fetch *f = arg;
-    (void)pthread_mutex_lock(&f->lock);
-    if (f->to && f->to->note)
-        f->to->note(f->to->arg, text);
-    (void)pthread_mutex_unlock(&f->lock);
-}
-
-static bool on_moved(void *arg, int64_t delta)
-{
-    struct fetch *f = arg;
-    (void)pthread_mutex_lock(&f->lock);
-    f->done += (uint64_t)delta;
-    int64_t now = cb_monotonic_ms();
-    if (f->to && f->to->bytes && (now - f->shown_ms >= PROGRESS_MS || f->done == f->total)) {
-        f->shown_ms = now;
-        f->to->bytes(f->to->arg, f->done, f->total, "bytes");
-    }
-    bool go_on = !f->stop;
-    (void)pthread_mutex_unlock(&f->lock);
-    return go_on;
-}
-
-static const struct layer_blob *take_next(struct fetch *f)
-{
-    (void)pthread_mutex_lock(&f->lock);
-    const struct layer_blob *b = f->stop || f->next == f->n ? NULL : f->todo[f->next++];
-    (void)pthread_mutex_unlock(&f->lock);
-    return b;
-}
-
-static void *fetcher(void *arg)
-{
-    struct fetch *f = arg;
-    struct http_client *c = http_client_new();
-    const struct layer_blob *b;
-    while ((b = take_next(f)) != NULL) {
-        CB_AUTO_ERROR err = CB_ERROR_INIT;
-        if (registry_blob(f->r, c, f->store, &b->digest, b->size, on_moved, f, &err) == 0)
-            continue;
-        (void)pthread_mutex_lock(&f->lock);
-        if (!f->stop)
-            cb_error_move(&f->first, &err);
-        f->stop = true;
-        (void)pthread_mutex_unlock(&f->lock);
-    }
-    http_client_free(c);
-    return NULL;
-}
-
-static int run_fetchers(struct fetch *f, struct cb_error *err)
-{
-    pthread_t threads[FETCHERS];
-    size_t n = 0, want = f->n < FETCHERS ? f->n : FETCHERS;
-    int rc = 0;
-    while (n < want && rc == 0) {
-        rc = pthread_create(&threads[n], NULL, fetcher, f);
-        n += rc == 0;
-    }
-    for (size_t i = 0; i < n; i++)
-        (void)pthread_join(threads[i], NULL);
-    if (f->stop)
-        return cb_error_move(err, &f->first);
-    return n == 0 ? cb_fail_sys(err, rc, "start a thread") : 0;
-}
-
-/* The layers that the store lacks, each once. */
-static void list_missing(struct store *s, const struct base_image *b, struct fetch *f)
-{
-    f->todo = cb_xcalloc(b->n_layers, sizeof(struct layer_blob *));
-    for (size_t i = 0; i < b->n_layers; i++) {
-        bool known = store_blob_has(s, &b->layers[i].digest);
-        for (size_t k = 0; !known && k < f->n; k++)
-            known = cb_digest_eq(&f->todo[k]->digest, &b->layers[i].digest);
-        if (known)
-            continue;
-        f->todo[f->n++] = &b->layers[i];
-        f->total += b->layers[i].size;
-    }
-}
-
-static int fetch_missing(const struct settings *settings, const struct base_image *b,
-                         struct fetch *f, struct cb_error *err)
-{
-    if (b->ref.kind != SOURCE_REGISTRY) {
-        cb_fail(err, CB_E_NOTFOUND, "%zu of its layers are not in the store any more", f->n);
-        return cb_hint(err, "Build again with --pull always.");
-    }
-    struct layers_progress p = {.note = locked_note, .arg = f};
-    int rc = registry_open(settings, &b->ref, &p, &f->r, err);
-    if (rc < 0)
-        return rc;
-    rc = run_fetchers(f, err);
-    registry_free(f->r);
-    return rc;
-}
-
-int image_fetch(struct store *s, const struct settings *settings, const struct base_image *b,
-                const struct layers_progress *p, struct cb_error *err)
-{
-    struct fetch f = {.store = s, .to = p};
-    int rc = 0;
-    list_missing(s, b, &f);
-    if (f.n > 0) {
-        (void)pthread_mutex_init(&f.lock, NULL);
-        rc = fetch_missing(settings, b, &f, err);
-        (void)pthread_mutex_destroy(&f.lock);
-    }
-    free(f.todo);
-    return rc < 0 ? cb_wrap(err, "image %s", b->ref.text) : 0;
 }

@@ -45,6 +45,17 @@ int image_resolve_locked(struct store *s, const struct settings *settings, const
 /* Brings the layers that are missing. A repeat after a failure continues. */
 int image_fetch(struct store *s, const struct settings *settings, const struct base_image *b,
                 const struct layers_progress *p, struct cb_error *err);
+/* The same in the background. Until image_fetch_end() flatten() reads the layers of @s as they
+ * arrive (layers/store_coming.h). @settings, @b and @p must stay until then. */
+struct image_fetching;
+int image_fetch_start(struct store *s, const struct settings *settings, const struct base_image *b,
+                      const struct layers_progress *p, struct image_fetching **out,
+                      struct cb_error *err);
+/* True when something was missing, so that image_fetch_end() may have to wait. */
+bool image_fetch_busy(const struct image_fetching *f);
+/* Waits until everything is there and verified; @f is taken. After a failure nothing that was read
+ * ahead may be used. */
+int image_fetch_end(struct image_fetching *f, struct cb_error *err);
 /* Makes the built-in base @name anew (from the archive as it is now) for later image_resolve()
  * calls. */
 int image_builtin_renew(struct store *s, const struct settings *settings, const char *name,

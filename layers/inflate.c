@@ -17,6 +17,8 @@
 #define SLOTS 8u
 #define SLOT_SIZE ((size_t)512 << 10)
 #define INPUT_SIZE ((size_t)256 << 10)
+/* What refill() waits for: no header that is looked at before it is decoded is longer. */
+#define INPUT_LEAST ((size_t)64)
 /* zstd: the window that a frame may ask for; 27 is what the format's own tools accept by default.
  */
 #define WINDOW_LOG_MAX 27
@@ -33,8 +35,11 @@ struct slot {
 struct inflate {
     int fd;
     uint64_t size, max_out;
+    inflate_wait *wait; /* NULL: the blob is whole */
+    void *wait_arg;
 
     /* Only the decompressing thread: */
+    uint64_t have; /* what can be read of the blob */
     unsigned char *in;
     size_t in_pos, in_len; /* what of @in is not used yet */
     uint64_t in_off;       /* next byte of the blob to read */
@@ -68,9 +73,17 @@ static int refill(struct inflate *z, struct cb_error *err)
         memmove(z->in, z->in + z->in_pos, z->in_len);
     z->in_pos = 0;
     while (z->in_len < INPUT_SIZE && z->in_off < z->size) {
+        if (z->in_off == z->have) {
+            if (z->in_len >= INPUT_LEAST)
+                break; /* work on that rather than wait */
+            int64_t have = z->wait(z->wait_arg, z->in_off + 1, err);
+            if (have < 0)
+                return (int)have;
+            z->have = (uint64_t)have < z->size ? (uint64_t)have : z->size;
+        }
         size_t want = INPUT_SIZE - z->in_len;
-        if (want > z->size - z->in_off)
-            want = (size_t)(z->size - z->in_off);
+        if (want > z->have - z->in_off)
+            want = (size_t)(z->have - z->in_off);
         ssize_t n = pread(z->fd, z->in + z->in_len, want, (off_t)z->in_off);
         if (n < 0 && errno == EINTR)
             continue;
@@ -340,9 +353,18 @@ static void *hash(void *arg)
 int inflate_start(int fd, uint64_t size, uint64_t max_out, struct inflate **out,
                   struct cb_error *err)
 {
+    return inflate_start_growing(fd, size, max_out, NULL, NULL, out, err);
+}
+
+int inflate_start_growing(int fd, uint64_t size, uint64_t max_out, inflate_wait *wait, void *arg,
+                          struct inflate **out, struct cb_error *err)
+{
     struct inflate *z = cb_xcalloc(1, sizeof(*z));
     z->fd = fd;
     z->size = size;
+    z->wait = wait;
+    z->wait_arg = arg;
+    z->have = wait ? 0 : size;
     z->max_out = max_out;
     z->in = cb_xmalloc(INPUT_SIZE);
     for (unsigned i = 0; i < SLOTS; i++)

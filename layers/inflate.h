@@ -13,10 +13,16 @@
 
 struct inflate; /* opaque */
 
+/* For a blob that is still arriving: waits until bytes below @upto can be read, and returns how
+ * many are there from the beginning, or an error. Called by the decompressing thread. */
+typedef int64_t inflate_wait(void *arg, uint64_t upto, struct cb_error *err);
+
 /* Reads @size bytes from offset 0 of @fd (borrowed until inflate_free()). More than @max_out bytes
  * of output is -CB_E_LIMIT. */
 int inflate_start(int fd, uint64_t size, uint64_t max_out, struct inflate **out,
                   struct cb_error *err);
+int inflate_start_growing(int fd, uint64_t size, uint64_t max_out, inflate_wait *wait, void *arg,
+                          struct inflate **out, struct cb_error *err);
 /* The next piece: 1 and *@data (borrowed until the next call), 0 at the end, or the error that the
  * stream ended with. */
 int inflate_next(struct inflate *z, const void **data, size_t *len, struct cb_error *err);

@@ -59,6 +59,7 @@ int store_open(const char *dir, struct store **out, struct cb_error *err)
     s->root = cb_take_fd(&root);
     s->session = -1;
     (void)pthread_mutex_init(&s->lock, NULL);
+    (void)pthread_cond_init(&s->grown, NULL);
     *out = s;
     return 0;
 }
@@ -73,6 +74,7 @@ void store_free(struct store *s)
     }
     cb_close(s->session);
     cb_close(s->root);
+    (void)pthread_cond_destroy(&s->grown);
     (void)pthread_mutex_destroy(&s->lock);
     free(s->session_rel);
     free(s->dir);

@@ -1,3 +1,4 @@
+#include "layers/store_coming.h"
 #include "layers/store_private.h"
 
 #include "support/cleanup.h"
@@ -151,6 +152,8 @@ int store_blob_begin(struct store *s, const struct cb_digest *expect, uint64_t m
         writer_free(w);
         return rc;
     }
+    if (w->expects)
+        store_coming_begun(s, &w->expect, w->fd, w->offset);
     *out = w;
     return 0;
 }
@@ -168,6 +171,8 @@ int blob_writer_restart(struct blob_writer *w, struct cb_error *err)
     cb_hasher_final(w->hasher, &unused);
     w->offset = w->flushed = 0;
     w->bad = false;
+    if (w->expects)
+        store_coming_grown(w->store, &w->expect, 0);
     return 0;
 }
 
@@ -182,6 +187,8 @@ int blob_writer_add(struct blob_writer *w, const void *p, size_t n, struct cb_er
         return cb_wrap(err, "%s/%s", w->store->dir, w->rel);
     cb_hasher_update(w->hasher, p, n);
     w->offset += n;
+    if (w->expects)
+        store_coming_grown(w->store, &w->expect, w->offset);
     if (w->offset - w->flushed >= WRITEBACK_STEP) {
         (void)sync_file_range(w->fd, (off_t)w->flushed, (off_t)(w->offset - w->flushed),
                               SYNC_FILE_RANGE_WRITE);

@@ -22,6 +22,8 @@ struct store {
     char *session_rel;    /* "tmp/NAME" */
     pid_t session_pid;    /* a forked child must not remove its parent's */
     unsigned counter;
+    struct coming *coming; /* blobs on their way (store_coming.h) */
+    pthread_cond_t grown;  /* one of them has more bytes, or will not get any more */
 };
 
 /* A new, empty file in our folder of tmp/. Returns its owned fd, and its path below the store in

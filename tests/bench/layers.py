@@ -190,8 +190,7 @@ GOALS = {"debian-min": 4, "python-dev": 7, "many-files": 10}
 def compare(what, name, ours, peers, goal):
     best = min(peers, key=lambda k: median(peers[k]))
     mine = median(ours)
-    parts = ", ".join(f"{k} {statistics.median(t.parts[k] for t in ours):.2f}" for k in ("fetch", "flatten"))
-    row(f"{name}, {what}", f"{mine:.2f} s ({parts})", "")
+    row(f"{name}, {what}", f"{mine:.2f} s", "")
     for peer, took in peers.items():
         row(f"  {peer}", f"{median(took):.2f} s", "")
     row("  times faster than the best", f"{median(peers[best]) / mine:.1f}", f"at least {goal}")
