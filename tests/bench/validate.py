@@ -2,6 +2,7 @@
 files made to be slow."""
 
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -51,39 +52,39 @@ HOSTILE = {
 
 
 def measure(peak, path, runs):
-    """The best wall and CPU time in ms, the largest peak in MiB and the exit code of validate."""
+    """Median and best wall time and the median CPU time in ms, the largest peak in MiB, the exit code of validate."""
     rows = []
     for _ in range(runs):
         p = subprocess.run([peak, program, "validate", path], capture_output=True, text=True, check=True)
         rows.append([int(x) for x in p.stdout.split()])
-    return (min(r[0] for r in rows) / 1000, min(r[1] for r in rows) / 1000, max(r[2] for r in rows) / 1024,
-            rows[0][3])
+    return (statistics.median(r[0] for r in rows) / 1000, min(r[0] for r in rows) / 1000,
+            statistics.median(r[1] for r in rows) / 1000, max(r[2] for r in rows) / 1024, rows[0][3])
 
 
 def main():
     with tempfile.TemporaryDirectory() as d:
         peak = Path(d) / "peak"
         subprocess.run([os.environ.get("CC", "cc"), "-O2", "-o", peak, root / "tests/bench/peak.c"], check=True)
-        start, start_cpu, start_size, _ = measure(peak, Path(d) / "none.yaml", 20)
+        start, _, start_cpu, start_size, _ = measure(peak, Path(d) / "none.yaml", 100)
         largest = max(root.glob("examples/*/onboard.yaml"), key=lambda p: p.stat().st_size)
-        ms, cpu, mib, rc = measure(peak, largest, 20)
+        ms, best, cpu, mib, rc = measure(peak, largest, 100)
         if rc:
             sys.exit(f"{largest} is not valid")
-        print(f"validate {largest.parent.name} | {ms:.1f} ms ({cpu:.1f} CPU) | < 5 ms")
-        print(f"validate {largest.parent.name}: peak | {mib:.1f} MiB | < 5 MB")
-        print(f"of that the program's start | {start:.1f} ms ({start_cpu:.1f} CPU), {start_size:.1f} MiB | ")
+        print(f"validate {largest.parent.name} | {ms:.1f} ms ({cpu:.1f} CPU, best {best:.1f}) | < 5 ms")
+        print(f"validate {largest.parent.name}: peak | {mib * 1.048576:.1f} MB | < 5 MB")
+        print(f"of that the program's start | {start:.1f} ms ({start_cpu:.1f} CPU), {start_size * 1.048576:.1f} MB | ")
         slowest, fattest = (0, 0, ""), (0, "")
         for name, text in HOSTILE.items():
             path = Path(d) / "hostile.yaml"
             path.write_text(text)
-            ms, cpu, mib, rc = measure(peak, path, 3)
+            _, ms, cpu, mib, rc = measure(peak, path, 5)
             if rc not in (0, 2):
                 sys.exit(f"{name}: exit {rc}")
             if "-v" in sys.argv:
                 print(f"  {name}: {ms:.1f} ms ({cpu:.1f} CPU), {mib:.1f} MiB, exit {rc}", file=sys.stderr)
             slowest, fattest = max(slowest, (ms, cpu, name)), max(fattest, (mib, name))
-        print(f"worst of {len(HOSTILE)} hostile files ({slowest[2]}) | {slowest[0]:.0f} ms ({slowest[1]:.0f} CPU) | < 100 ms")
-        print(f"worst of {len(HOSTILE)} hostile files: peak ({fattest[1]}) | {fattest[0]:.1f} MiB | < 32 MB")
+        print(f"worst of {len(HOSTILE)} hostile files ({slowest[2]}) | {slowest[0]:.0f} ms ({slowest[1]:.0f} CPU), best of 5 | < 100 ms")
+        print(f"worst of {len(HOSTILE)} hostile files: peak ({fattest[1]}) | {fattest[0] * 1.048576:.1f} MB | < 32 MB")
 
 
 if __name__ == "__main__":
