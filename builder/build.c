@@ -71,6 +71,7 @@ void build_release(struct build *b)
     if (b->have_agent_layer)
         layer_blob_release(&b->agent_layer);
     boot_info_release(&b->boot);
+    chunk_map_release(&b->chunks);
     cb_strv_release(&b->unknown);
     store_free(b->store);
     emitter_release(&b->em);

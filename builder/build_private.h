@@ -50,6 +50,7 @@ struct build {
     struct boot_info boot;
     char *image_tmp; /* the flattened image, in the store's tmp, until it is published */
     struct flatten_result image;
+    struct chunk_map chunks; /* of the image */
 };
 
 /* After a machine was stopped: counts it out, and hands on @rc, the outcome of its use, or

@@ -184,13 +184,19 @@ static int make_image(struct build *b, struct cb_error *err)
         return rc;
     CB_AUTO_FREE struct layer_blob *layers = NULL;
     size_t n = gather_layers(b, &layers);
+    CB_AUTO_PREFIX below = PREFIX_INIT;
+    if (!b->o->clean)
+        (void)prefix_find(b->store, layers, n, &below);
+    const struct flatten_parent parent = {below.fd, below.n_layers, &below.chunks};
     char *tmp = store_tmp_path(b->store, "image");
     struct flatten_spec spec = {.store = b->store,
                                 .layers = layers,
                                 .n_layers = n,
                                 .size_bytes = b->size_bytes_asked,
                                 .out_path = tmp,
-                                .progress = &b->em.progress};
+                                .progress = &b->em.progress,
+                                .chunks = &b->chunks,
+                                .parent = &parent};
     rc = flatten(&spec, &b->image, err);
     if (rc < 0) {
         free(tmp);
@@ -200,6 +206,9 @@ static int make_image(struct build *b, struct cb_error *err)
     char size[32], used[32];
     cb_human_bytes(b->image.size, size, sizeof(size));
     cb_human_bytes(b->image.allocated, used, sizeof(used));
+    if (b->image.inherited > 0)
+        emit_note(&b->em, "%zu of %zu layers came with an image that the store has",
+                  b->image.inherited, n);
     emit_note(&b->em, "image: %s (%s on disk), %llu entries", size, used,
               (unsigned long long)b->image.entries);
     emit_step_end(&b->em, 0, NULL);
@@ -301,6 +310,15 @@ static void fill_manifest(const struct build *b, struct template_manifest *m)
     json_decref(lock);
 }
 
+/* Later images may start from this one. Without the note they have more work, that is all. */
+static void note_prefix(const struct build *b)
+{
+    CB_AUTO_FREE struct layer_blob *layers = NULL;
+    size_t n = gather_layers(b, &layers);
+    CB_AUTO_ERROR lost = CB_ERROR_INIT;
+    (void)prefix_put(b->store, layers, n, PREFIX_IMAGES, &b->image.digest, &b->chunks, &lost);
+}
+
 static int publish(struct build *b, struct build_result *out, struct cb_error *err)
 {
     emit_step_start(&b->em, PHASE_PUBLISH, NULL, "publish the template");
@@ -313,6 +331,7 @@ static int publish(struct build *b, struct build_result *out, struct cb_error *e
         return cb_wrap(err, "publish %s", b->name);
     free(b->image_tmp);
     b->image_tmp = NULL;
+    note_prefix(b);
     struct template_manifest *m = cb_xcalloc(1, sizeof(*m));
     fill_manifest(b, m);
     bool move = b->c->auto_rollout != AUTO_FALSE;
@@ -337,7 +356,9 @@ int build_finish(struct build *b, struct build_result *out, struct cb_error *err
         rc = check_boot(b, err);
     if (rc >= 0)
         rc = publish(b, out, err);
-    if (rc >= 0)
+    if (rc >= 0) {
         store_lower_trim(b->store, lowers_keep_bytes);
+        prefix_trim(b->store);
+    }
     return rc;
 }

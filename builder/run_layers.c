@@ -99,11 +99,18 @@ static int make_lower(struct build *b, size_t first, char **path, struct cb_erro
     for (size_t i = 0; i < first; i++)
         layers[b->base.n_layers + i] = b->layers[i].diff;
     CB_AUTO_FREE char *tmp = store_tmp_path(b->store, "lower");
+    CB_AUTO_CHUNK_MAP chunks = {0};
+    CB_AUTO_PREFIX below = PREFIX_INIT;
+    if (!b->o->clean)
+        (void)prefix_find(b->store, layers, n, &below);
+    const struct flatten_parent parent = {below.fd, below.n_layers, &below.chunks};
     struct flatten_spec spec = {.store = b->store,
                                 .layers = layers,
                                 .n_layers = n,
                                 .out_path = tmp,
-                                .progress = &b->em.progress};
+                                .progress = &b->em.progress,
+                                .chunks = &chunks,
+                                .parent = &parent};
     struct flatten_result res;
     int rc = flatten(&spec, &res, err);
     if (rc < 0)
@@ -113,6 +120,8 @@ static int make_lower(struct build *b, size_t first, char **path, struct cb_erro
         (void)unlink(tmp);
         return rc;
     }
+    CB_AUTO_ERROR lost = CB_ERROR_INIT; /* a later build will have more work, that is all */
+    (void)prefix_put(b->store, layers, n, PREFIX_LOWERS, &key, &chunks, &lost);
     emit_step_end(&b->em, 0, NULL);
     return store_lower_open(b->store, &key, path, err);
 }

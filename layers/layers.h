@@ -3,4 +3,5 @@
 
 #include "layers/flatten.h"
 #include "layers/image.h"
+#include "layers/prefix.h"
 #include "layers/store.h"

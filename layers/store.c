@@ -11,8 +11,8 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 
-static const char *const folders[] = {"blobs", "blobs/sha256", "partial", "tmp",      "cache",
-                                      "refs",  "images",       "lowers",  "templates"};
+static const char *const folders[] = {"blobs", "blobs/sha256", "partial", "tmp",       "cache",
+                                      "refs",  "images",       "lowers",  "templates", "prefixes"};
 
 /* A folder that cannot be used is the machine's fault (exit status 3), whatever the errno. */
 static int fail_open(struct cb_error *err, int sys, const char *dir)

@@ -6,6 +6,7 @@
  *   refs/HEX.json         notes, as the locks: what a moving name was last resolved to
  *   images/HEX.ext4       file systems by image digest
  *   lowers/HEX.ext4       file systems that builders start from, by what they are made of
+ *   prefixes/HEX          which image or lower is made of which layers (layers/prefix.h)
  *   templates/NAME/N.json versions; templates/NAME/current the pointer, replaced atomically
  *   templates/NAME/by-key/HEX   lookups that can be rebuilt from the versions
  *
