@@ -151,10 +151,15 @@ static void load_words(void)
     initialize_ext2_error_table();
 }
 
-int fs_open(struct writer *w, uint64_t blocks, ext2_filsys *out, struct cb_error *err)
+void fs_load_words(void)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     (void)pthread_once(&once, load_words);
+}
+
+int fs_open(struct writer *w, uint64_t blocks, ext2_filsys *out, struct cb_error *err)
+{
+    fs_load_words();
     struct ext2_super_block p = {0};
     fill_parameters(&p, blocks);
     ext2_filsys fs;

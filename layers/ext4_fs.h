@@ -19,3 +19,5 @@ struct writer *fs_writer(ext2_filsys fs); /* borrowed */
 
 /* 0, or raises what libext2fs returned while it was to @what, or the writer's error behind that. */
 int fs_done(struct writer *w, errcode_t code, const char *what, struct cb_error *err);
+/* libext2fs' texts for its codes (error_message()), once a process. */
+void fs_load_words(void);
