@@ -190,9 +190,15 @@ static int check_complete(struct store *s, const struct template_manifest *m, st
     const struct {
         const char *what;
         const struct cb_digest *d;
-    } blobs[] = {{"kernel", &m->kernel}, {"initramfs", &m->initramfs}, {"modules", &m->modules}};
+    } blobs[] = {{"kernel", &m->kernel},
+                 {"initramfs", &m->initramfs},
+                 {"modules", &m->modules},
+                 {"package list", &m->sbom},
+                 {"provenance", &m->provenance},
+                 {"signed package list", &m->sbom_signed},
+                 {"signed provenance", &m->provenance_signed}};
     for (size_t i = 0; i < sizeof(blobs) / sizeof(*blobs); i++) {
-        bool absent = i == 2 && cb_digest_eq(blobs[i].d, &none);
+        bool absent = i >= 2 && cb_digest_eq(blobs[i].d, &none);
         if (!absent && !store_blob_has(s, blobs[i].d))
             return cb_fail(err, CB_E_NOTFOUND, "the %s is not in the store", blobs[i].what);
     }

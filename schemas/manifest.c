@@ -128,6 +128,10 @@ static const struct field manifest_fields[] = {
     F(NULL, "entrypoint", KIND_STRV, 0, entrypoint),
     F(NULL, "cmd", KIND_STRV, 0, cmd),
     F(NULL, "boot_checked", KIND_BOOL, 0, boot_checked),
+    F("documents", "sbom", KIND_DIGEST, 0, sbom),
+    F("documents", "provenance", KIND_DIGEST, 0, provenance),
+    F("documents", "sbom_signed", KIND_DIGEST, 0, sbom_signed),
+    F("documents", "provenance_signed", KIND_DIGEST, 0, provenance_signed),
     F(NULL, "config", KIND_JSON, 0, config),
     F(NULL, "lock", KIND_JSON, 0, lock),
 #undef F

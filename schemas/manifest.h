@@ -77,8 +77,13 @@ struct template_manifest {
     struct cb_strv entrypoint, cmd;
     struct boot_info boot;
     bool boot_checked; /* the image was booted and became ready before it was published */
-    char *config;      /* config_dump() of what it was made from */
-    char *lock;        /* JSON: every moving name and what it was resolved to */
+    /* Documents about it, all blobs; all zero when absent. */
+    struct cb_digest sbom;              /* SPDX: the packages in the image */
+    struct cb_digest provenance;        /* in-toto statement: how it was made */
+    struct cb_digest sbom_signed;       /* the same, each in a signed DSSE envelope */
+    struct cb_digest provenance_signed; /* (schemas/attest.h) */
+    char *config;                       /* config_dump() of what it was made from */
+    char *lock;                         /* JSON: every moving name and what it was resolved to */
 };
 char *template_manifest_dump(const struct template_manifest *m); /* owned */
 int template_manifest_parse(const char *text, size_t len, struct template_manifest **out,

@@ -38,7 +38,10 @@ static struct template_manifest *make_manifest(struct store *s, const char *name
     put_image(s, "image", &m->image);
     assert_ok(store_blob_put(s, "kernel", 6, &m->kernel, &err), &err);
     assert_ok(store_blob_put(s, "initramfs", 9, &m->initramfs, &err), &err);
-    memset(&m->modules, 0, sizeof(m->modules));
+    struct cb_digest *optional[] = {&m->modules, &m->sbom, &m->provenance, &m->sbom_signed,
+                                    &m->provenance_signed};
+    for (size_t i = 0; i < sizeof(optional) / sizeof(*optional); i++)
+        memset(optional[i], 0, sizeof(*optional[i]));
     for (size_t i = 0; i < m->n_layers; i++)
         assert_ok(store_blob_put(s, &"layers"[i], 1, &m -> layers[i].digest, &err), &err);
     memset(&m->template_key, key, sizeof(m->template_key));
@@ -129,11 +132,17 @@ static void test_publish_needs_all_parts(void **state)
     struct store_fixture *f = *state;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     CB_AUTO(manifest) m = make_manifest(f->store, "hello", 1);
-    struct cb_digest *parts[] = {&m->image, &m->kernel, &m->initramfs, &m->modules,
+    struct cb_digest *parts[] = {&m->image,           &m->kernel, &m->initramfs,
+                                 &m->modules,         &m->sbom,   &m->provenance_signed,
                                  &m->layers[1].digest};
-    static const char *const text[] = {"image", "the kernel is not", "the initramfs is not",
-                                       "the modules is not", "layer tools is not"};
-    for (size_t i = 0; i < 5; i++) {
+    static const char *const text[] = {"image",
+                                       "the kernel is not",
+                                       "the initramfs is not",
+                                       "the modules is not",
+                                       "the package list is not",
+                                       "the signed provenance is not",
+                                       "layer tools is not"};
+    for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++) {
         struct cb_digest was = *parts[i];
         memset(parts[i], 0xee, sizeof(was));
         assert_fails(store_template_publish(f->store, m, true, &err), &err, CB_E_NOTFOUND, text[i]);

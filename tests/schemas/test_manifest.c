@@ -30,6 +30,8 @@ static void test_a_manifest_goes_round(void **state)
     assert_string_equal(m->boot.start_env.v[1].value, "");
     assert_int_equal(m->boot.port, 8080);
     assert_true(m->boot_checked);
+    assert_int_equal(m->sbom.b[0], 0x55);
+    assert_int_equal(m->provenance_signed.b[31], 0x88);
     assert_int_equal(m->boot.boot_commands.n, 2);
     assert_true(m->boot.boot_commands.v[0].run_as_root);
     assert_int_equal(m->boot.boot_commands.v[1].type, COMMAND_EXEC);
@@ -70,6 +72,7 @@ static void test_what_is_absent_stays_absent(void **state)
         CB_AUTO_FREE char *text = template_manifest_dump(&m);
         assert_non_null(text);
         assert_null(strstr(text, "modules"));
+        assert_null(strstr(text, "documents"));
         struct template_manifest *back = NULL;
         assert_ok(template_manifest_parse(text, strlen(text), &back, &err), &err);
         assert_string_equal(back->lock, texts[i]);
