@@ -113,7 +113,7 @@ static int ask_release(const char *mirror, const struct recipe *recipe, struct r
     if (strncasecmp(mirror, "http://", 7) != 0 && strncasecmp(mirror, "https://", 8) != 0)
         return cb_fail(err, CB_E_CONFIG, "debian_mirror \"%s\" is no http or https address",
                        mirror);
-    struct http_client *c = http_client_new();
+    struct http_client *c = http_client_new(0);
     struct http_request req = {.url = url, .body_max = CB_JSON_MAX};
     struct http_response res = HTTP_RESPONSE_INIT;
     int rc = 0;

@@ -231,7 +231,7 @@ static int ask_registry(struct store *s, const struct settings *settings,
     int rc = registry_open(settings, ref, p, &w.r, err);
     if (rc < 0)
         return rc;
-    w.client = http_client_new();
+    w.client = registry_client(w.r);
     rc = walk_down(&w, ref->has_digest ? NULL : ref->tag, &ref->digest, out, err);
     http_client_free(w.client);
     registry_free(w.r);

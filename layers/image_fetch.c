@@ -11,7 +11,8 @@
 #include <unistd.h>
 
 enum {
-    FETCHERS = 4, /* blobs at once */
+    FETCHERS = 4,      /* blobs at once, unless the settings say otherwise */
+    FETCHERS_MAX = 16, /* what they may say */
     PROGRESS_MS = 200,
 };
 
@@ -24,8 +25,8 @@ struct image_fetching {
     const struct layer_blob **todo;
     size_t n;
     const struct layers_progress *to; /* the caller's */
-    pthread_t threads[FETCHERS];
-    size_t n_threads;
+    pthread_t threads[FETCHERS_MAX];
+    size_t n_threads, max_threads;
 
     pthread_mutex_t lock; /* guards what follows, and serialises the caller's functions */
     size_t next;
@@ -77,7 +78,7 @@ static void call_off(struct image_fetching *f)
 static void *fetcher(void *arg)
 {
     struct image_fetching *f = arg;
-    struct http_client *c = http_client_new();
+    struct http_client *c = registry_client(f->r);
     const struct layer_blob *b;
     while ((b = take_next(f)) != NULL) {
         CB_AUTO_ERROR err = CB_ERROR_INIT;
@@ -98,7 +99,7 @@ static void *fetcher(void *arg)
 
 static int start_fetchers(struct image_fetching *f, struct cb_error *err)
 {
-    size_t want = f->n < FETCHERS ? f->n : FETCHERS;
+    size_t want = f->n < f->max_threads ? f->n : f->max_threads;
     sigset_t all, before; /* signals belong to the main thread */
     int rc = 0;
     for (size_t i = 0; i < f->n; i++)
@@ -136,6 +137,8 @@ static int fetch_missing(struct image_fetching *f, const struct settings *settin
         cb_fail(err, CB_E_NOTFOUND, "%zu of its layers are not in the store any more", f->n);
         return cb_hint(err, "Build again with --pull always.");
     }
+    size_t said = settings->parallel_fetches;
+    f->max_threads = said == 0 ? FETCHERS : said < FETCHERS_MAX ? said : FETCHERS_MAX;
     f->notes = (struct layers_progress){.note = locked_note, .arg = f};
     int rc = registry_open(settings, &f->base->ref, &f->notes, &f->r, err);
     return rc < 0 ? rc : start_fetchers(f, err);

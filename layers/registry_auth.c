@@ -1,13 +1,11 @@
-#include "layers/registry.h"
+#include "layers/registry_auth.h"
 
 #include "support/cleanup.h"
-#include "support/file.h"
 #include "support/limits.h"
 #include "support/mem.h"
 
 #include <curl/curl.h>
 #include <jansson.h>
-#include <openssl/evp.h>
 #include <string.h>
 #include <strings.h>
 
@@ -15,10 +13,20 @@ enum {
     TOKEN_BODY_MAX = 1 << 20,
     TOKEN_MAX = 64 << 10, /* one header line */
     VALUE_MAX = 4096,     /* of a challenge's parameter */
-    DOCKER_CONFIG_MAX = 1 << 20,
+    EXPIRES_MIN_S = 60,   /* the least that a token lives, whatever its server says */
+    EXPIRES_MAX_S = 24 * 3600,
 };
 
+#define CLIENT_ID "capsule-build"
+
 CB_DEFINE_CLEANUP(curl_text, char *, curl_free);
+
+static void wipe(char *secret)
+{
+    if (secret)
+        explicit_bzero(secret, strlen(secret));
+    free(secret);
+}
 
 /* --- challenges --- */
 
@@ -137,126 +145,49 @@ bool auth_challenge_parse(const char *s, struct auth_challenge *out)
     return have;
 }
 
-/* --- credentials --- */
-
-void auth_credentials_release(struct auth_credentials *c)
-{
-    if (c->password)
-        explicit_bzero(c->password, strlen(c->password));
-    free(c->username);
-    free(c->password);
-    free(c->from);
-    *c = (struct auth_credentials){0};
-}
-
-char *auth_basic(const struct auth_credentials *c)
-{
-    char *plain = cb_xasprintf("%s:%s", c->username, c->password);
-    size_t n = strlen(plain);
-    CB_AUTO_FREE char *code = cb_xmalloc(4 * ((n + 2) / 3) + 1);
-    (void)EVP_EncodeBlock((unsigned char *)code, (const unsigned char *)plain, (int)n);
-    explicit_bzero(plain, n);
-    free(plain);
-    return cb_xasprintf("Basic %s", code);
-}
-
-/* "dXNlcjpwYXNz" -> user, pass. False when it is not that. */
-static bool decode_basic(const char *code, struct auth_credentials *out)
-{
-    size_t n = strlen(code);
-    if (n == 0 || n > TOKEN_MAX)
-        return false;
-    CB_AUTO_FREE char *plain = cb_xcalloc(n + 1, 1);
-    int len = EVP_DecodeBlock((unsigned char *)plain, (const unsigned char *)code, (int)n);
-    if (len < 0)
-        return false;
-    plain[len] = '\0'; /* padding decodes to NUL, which ends the text */
-    const char *colon = strchr(plain, ':');
-    if (!colon)
-        return false;
-    out->username = cb_xstrndup(plain, (size_t)(colon - plain));
-    out->password = cb_xstrdup(colon + 1);
-    explicit_bzero(plain, (size_t)len);
-    return true;
-}
-
-static bool is_hub(const char *host)
-{
-    return strcmp(host, "docker.io") == 0 || strcmp(host, "index.docker.io") == 0 ||
-           strcmp(host, "registry-1.docker.io") == 0;
-}
-
-/* Keys are hosts, or URLs as Docker wrote them once. */
-static bool key_is_host(const char *key, const char *host)
-{
-    const char *scheme = strstr(key, "://");
-    const char *name = scheme ? scheme + 3 : key;
-    CB_AUTO_FREE char *bare = cb_xstrndup(name, strcspn(name, "/"));
-    return strcmp(bare, host) == 0 || (is_hub(bare) && is_hub(host));
-}
-
-static char *docker_config_path(void)
-{
-    const char *dir = getenv("DOCKER_CONFIG");
-    const char *home = getenv("HOME");
-    if (dir && *dir)
-        return cb_xasprintf("%s/config.json", dir);
-    return home && *home ? cb_xasprintf("%s/.docker/config.json", home) : NULL;
-}
-
-static int from_docker_config(const char *host, struct auth_credentials *out, struct cb_error *err)
-{
-    CB_AUTO_FREE char *path = docker_config_path();
-    CB_AUTO_BUF text = CB_BUF_INIT(0);
-    json_error_t je;
-    if (!path || !cb_path_exists(path))
-        return 0;
-    int rc = cb_read_file(path, DOCKER_CONFIG_MAX, &text, err);
-    if (rc < 0)
-        return rc;
-    json_auto_t *root = json_loadb(text.data ? text.data : "", text.len, 0, &je);
-    if (!root)
-        return cb_fail(err, CB_E_CONFIG, "%s:%d:%d: %s", path, je.line, je.column, je.text);
-    const char *key, *found = NULL;
-    json_t *entry;
-    json_object_foreach(json_object_get(root, "auths"), key, entry)
-    {
-        const char *auth = json_string_value(json_object_get(entry, "auth"));
-        if (auth && *auth && key_is_host(key, host) && (!found || strcmp(key, host) == 0))
-            found = auth;
-    }
-    if (!found)
-        return 0;
-    if (!decode_basic(found, out))
-        return cb_fail(err, CB_E_CONFIG, "%s: auths: the entry for %s cannot be read", path, host);
-    out->from = cb_xstrdup(path);
-    return 0;
-}
-
-int auth_find_credentials(const struct settings *settings, const char *host,
-                          struct auth_credentials *out, struct cb_error *err)
-{
-    *out = (struct auth_credentials){0};
-    const struct registry_settings *r = settings_find_registry(settings, host);
-    if (r && r->username && r->password) {
-        out->username = cb_xstrdup(r->username);
-        out->password = cb_xstrdup(r->password);
-        out->from = cb_xstrdup("the settings");
-        return 0;
-    }
-    return from_docker_config(host, out, err);
-}
-
 /* --- tokens --- */
+
+static int append_escaped(struct cb_buf *to, const char *before, const char *value)
+{
+    CB_AUTO(curl_text) escaped = curl_easy_escape(NULL, value, (int)strlen(value));
+    return cb_buf_addf(to, "%s%s", before, escaped ? escaped : "");
+}
 
 static int append_query(struct cb_buf *url, const char *name, const char *value)
 {
-    CB_AUTO(curl_text) escaped = curl_easy_escape(NULL, value, (int)strlen(value));
-    return cb_buf_addf(url, "%s%s=%s", strchr(url->data, '?') ? "&" : "?", name,
-                       escaped ? escaped : "");
+    CB_AUTO_FREE char *before = cb_xasprintf("%s%s=", strchr(url->data, '?') ? "&" : "?", name);
+    return append_escaped(url, before, value);
 }
 
-static int token_url(const struct auth_place *place, const struct auth_challenge *ch, char **out,
+/* True when @scope is one of the words of @list. */
+static bool has_scope(const char *list, const char *scope, size_t n)
+{
+    for (const char *at = list; *at;) {
+        size_t len = strcspn(at, " ");
+        if (len == n && strncmp(at, scope, n) == 0)
+            return true;
+        at += len + (at[len] == ' ');
+    }
+    return false;
+}
+
+/* What to ask for: what the challenge wants, and what we shall need besides. Owned. */
+static char *all_scopes(const struct auth_place *place, const struct auth_challenge *ch)
+{
+    const char *asked = ch->scope && *ch->scope ? ch->scope : place->scope;
+    CB_AUTO_BUF all = CB_BUF_INIT(64 << 10);
+    (void)cb_buf_adds(&all, asked);
+    for (const char *at = place->more ? place->more : ""; *at;) {
+        size_t n = strcspn(at, " ");
+        if (n && !has_scope(asked, at, n))
+            (void)cb_buf_addf(&all, " %.*s", (int)n, at);
+        at += n + (at[n] == ' ');
+    }
+    return cb_buf_take(&all);
+}
+
+/* The token server's address without a fragment, once it is one that may be asked. Owned. */
+static int realm_url(const struct auth_place *place, const struct auth_challenge *ch, char **out,
                      struct cb_error *err)
 {
     bool tls = strncasecmp(ch->realm, "https://", 8) == 0;
@@ -270,13 +201,20 @@ static int token_url(const struct auth_place *place, const struct auth_challenge
     if (memchr(realm + (tls ? 8 : 7), '@', authority))
         return cb_fail(err, CB_E_UNTRUSTED, "%s names a token server with a user in its address",
                        place->label);
+    *out = cb_take_ptr(&realm);
+    return 0;
+}
+
+static int token_url(const struct auth_place *place, const struct auth_challenge *ch,
+                     const char *realm, char **out, struct cb_error *err)
+{
     CB_AUTO_BUF url = CB_BUF_INIT(64 << 10);
-    const char *scope = ch->scope && *ch->scope ? ch->scope : place->scope;
+    CB_AUTO_FREE char *scopes = all_scopes(place, ch);
     (void)cb_buf_adds(&url, realm);
     if (ch->service)
         (void)append_query(&url, "service", ch->service);
     /* one parameter for each scope; several are separated by spaces in the challenge */
-    while (*scope) {
+    for (const char *scope = scopes; *scope;) {
         size_t n = strcspn(scope, " ");
         CB_AUTO_FREE char *one = cb_xstrndup(scope, n);
         if (n)
@@ -285,11 +223,24 @@ static int token_url(const struct auth_place *place, const struct auth_challenge
     }
     if (place->credentials->username)
         (void)append_query(&url, "account", place->credentials->username);
+    (void)append_query(&url, "client_id", CLIENT_ID);
     if (url.over)
         return cb_fail(err, CB_E_LIMIT, "%s: the address of its token server is too long",
                        place->label);
     *out = cb_buf_take(&url);
     return 0;
+}
+
+/* The form that exchanges an identity token for one of a registry. Owned. */
+static char *token_form(const struct auth_place *place, const struct auth_challenge *ch)
+{
+    CB_AUTO_BUF form = CB_BUF_INIT(256 << 10);
+    CB_AUTO_FREE char *scopes = all_scopes(place, ch);
+    (void)append_escaped(&form, "grant_type=refresh_token&client_id=" CLIENT_ID "&service=",
+                         ch->service ? ch->service : "");
+    (void)append_escaped(&form, "&scope=", scopes);
+    (void)append_escaped(&form, "&refresh_token=", place->credentials->identity);
+    return cb_buf_take(&form);
 }
 
 /* A header is made from it: nothing in it may end that line. */
@@ -304,7 +255,7 @@ static bool token_ok(const char *t)
     return true;
 }
 
-static int read_token(const struct http_response *res, const char *host, char **out,
+static int read_token(const struct http_response *res, const char *host, struct auth_answer *out,
                       struct cb_error *err)
 {
     json_error_t je;
@@ -314,46 +265,79 @@ static int read_token(const struct http_response *res, const char *host, char **
         token = json_string_value(json_object_get(root, "access_token"));
     if (!token || !token_ok(token))
         return cb_fail(err, CB_E_AUTH, "the token server %s sent no usable token", host);
-    *out = cb_xasprintf("Bearer %s", token);
+    json_int_t s = json_integer_value(json_object_get(root, "expires_in"));
+    out->expires_s = s < EXPIRES_MIN_S ? EXPIRES_MIN_S : s > EXPIRES_MAX_S ? EXPIRES_MAX_S : s;
+    out->authorization = cb_xasprintf("Bearer %s", token);
     return 0;
 }
 
-static int ask_token(struct http_client *c, const struct auth_place *place,
-                     const struct auth_challenge *ch, char **out, struct cb_error *err)
+/* Raises what a status other than 200 of the token server means. */
+static int token_refused(const struct auth_credentials *cred, const char *host, long status,
+                         struct cb_error *err)
 {
+    if (status == 408 || status == 429 || status >= 500)
+        return cb_fail(err, CB_E_NET, "the token server %s answered %ld", host, status);
+    if (!cred->username && !cred->identity)
+        return cb_fail(err, CB_E_AUTH, "the token server %s answered %ld", host, status);
+    if (cred->identity)
+        cb_fail(err, CB_E_AUTH, "the token server %s answered %ld to the identity token", host,
+                status);
+    else
+        cb_fail(err, CB_E_AUTH, "the token server %s answered %ld for user %s", host, status,
+                cred->username);
+    return cb_hint(err, "Check the login in %s.", cred->from);
+}
+
+static int ask_token(struct http_client *c, const struct auth_place *place,
+                     const struct auth_challenge *ch, struct auth_answer *out, struct cb_error *err)
+{
+    const struct auth_credentials *cred = place->credentials;
+    CB_AUTO_FREE char *realm = NULL;
     CB_AUTO_FREE char *url = NULL;
-    int rc = token_url(place, ch, &url, err);
+    int rc = realm_url(place, ch, &realm, err);
+    if (rc == 0 && !cred->identity)
+        rc = token_url(place, ch, realm, &url, err);
     if (rc < 0)
         return rc;
-    CB_AUTO_FREE char *host = http_host(url);
-    const struct auth_credentials *cred = place->credentials;
-    CB_AUTO_FREE char *basic = cred->username ? auth_basic(cred) : NULL;
-    struct http_request req = {.url = url,
+    CB_AUTO_FREE char *host = http_host(realm);
+    char *basic = cred->username && !cred->identity ? auth_basic(cred) : NULL;
+    char *form = cred->identity ? token_form(place, ch) : NULL;
+    struct http_body body = {.mem = form,
+                             .fd = -1,
+                             .len = form ? strlen(form) : 0,
+                             .type = "application/x-www-form-urlencoded"};
+    struct http_request req = {.method = form ? "POST" : "GET",
+                               .url = form ? realm : url,
                                .authorization = basic,
                                .accept = "application/json",
-                               .ca_file = place->ca_file,
+                               .body = form ? &body : NULL,
+                               .tls = place->tls,
                                .body_max = TOKEN_BODY_MAX};
     struct http_response res = HTTP_RESPONSE_INIT;
     rc = http_exchange(c, &req, &res, err);
-    if (rc < 0) {
+    if (rc < 0)
         rc = cb_wrap(err, "the token server of %s", place->label);
-    } else if (res.status == 200) {
+    else if (res.status == 200)
         rc = read_token(&res, host, out, err);
-    } else if (res.status == 429 || res.status >= 500) {
-        rc = cb_fail(err, CB_E_NET, "the token server %s answered %ld", host, res.status);
-    } else if (cred->username) {
-        cb_fail(err, CB_E_AUTH, "the token server %s answered %ld for user %s", host, res.status,
-                cred->username);
-        rc = cb_hint(err, "Check the user name and the password in %s.", cred->from);
-    } else {
-        rc = cb_fail(err, CB_E_AUTH, "the token server %s answered %ld", host, res.status);
-    }
+    else
+        rc = token_refused(cred, host, res.status, err);
     http_response_release(&res);
+    wipe(basic);
+    wipe(form);
     return rc;
 }
 
+/* Words for who has no login, and why that is so when the files say it. */
+static int no_login(const struct auth_place *place, struct cb_error *err)
+{
+    cb_fail(err, CB_E_AUTH, "%s wants a user name and a password", place->label);
+    if (place->credentials->trouble)
+        return cb_hint(err, "There is no login: %s.", place->credentials->trouble);
+    return -CB_E_AUTH;
+}
+
 int auth_answer(struct http_client *c, const struct auth_place *place,
-                const struct cb_strv *challenges, char **out, struct cb_error *err)
+                const struct cb_strv *challenges, struct auth_answer *out, struct cb_error *err)
 {
     struct auth_challenge best = {0};
     bool have = false;
@@ -362,18 +346,20 @@ int auth_answer(struct http_client *c, const struct auth_place *place,
         bool ok = auth_challenge_parse(challenges->v[i], &one);
         keep_better(&best, &have, &one, ok);
     }
-    int rc;
+    *out = (struct auth_answer){0};
+    int rc = 0;
     if (!have) {
         rc = cb_fail(err, CB_E_AUTH, "%s wants a login of a kind that is not supported",
                      place->label);
         (void)cb_hint(err, "Supported are Bearer tokens and Basic.");
+    } else if (best.bearer && place->credentials->token) {
+        out->authorization = cb_xasprintf("Bearer %s", place->credentials->token);
     } else if (best.bearer) {
         rc = ask_token(c, place, &best, out, err);
     } else if (place->credentials->username) {
-        *out = auth_basic(place->credentials);
-        rc = 0;
+        out->authorization = auth_basic(place->credentials);
     } else {
-        rc = cb_fail(err, CB_E_AUTH, "%s wants a user name and a password", place->label);
+        rc = no_login(place, err);
     }
     auth_challenge_release(&best);
     return rc;

@@ -15,10 +15,14 @@
 #include <unistd.h>
 
 #define REGISTRIES_MAX 256u
+#define MIRRORS_MAX 8u
+#define FETCHES_MAX 16
 #define DEBIAN_MIRROR "http://deb.debian.org/debian"
 
 static const char url_accepts[] = "a URL such as https://mirror.example.com, without user or query";
 static const char host_accepts[] = "a registry's host such as docker.io or 127.0.0.1:5000";
+static const char helper_accepts[] =
+    "the name of a credential helper: `gcloud` means the program docker-credential-gcloud";
 static const char path_accepts[] = "an absolute path";
 static const char *const isolations[] = {"auto", "vm", "container", NULL};
 static const char *const pulls[] = {"always", "missing", "never", NULL};
@@ -113,6 +117,40 @@ static bool read_url(struct reader *r, const struct at *at, const struct doc_nod
     return true;
 }
 
+static bool read_urls(struct reader *r, const struct at *at, const struct doc_node *n,
+                      const struct field *f, void *to)
+{
+    struct cb_strv *all = to;
+    if (n->kind != DOC_LIST || n->n == 0 || n->n > MIRRORS_MAX)
+        return read_expected(r, at, n, "a list of 1 to 8 URLs");
+    struct cb_strv fresh = {0};
+    for (size_t i = 0; i < n->n; i++) {
+        const struct at here = {.up = at, .index = i};
+        char *one = NULL;
+        if (read_url(r, &here, n->items[i], f, &one))
+            cb_strv_take(&fresh, one);
+    }
+    cb_strv_release(all); /* a later file's list stands in place of an earlier one's */
+    *all = fresh;
+    return true;
+}
+
+static bool read_helper(struct reader *r, const struct at *at, const struct doc_node *n,
+                        const struct field *f, void *to)
+{
+    (void)f;
+    const char *text = read_text(r, at, n, helper_accepts);
+    if (!text)
+        return false;
+    for (const char *p = text; *p; p++)
+        if (!isalnum((unsigned char)*p) && !strchr("._-", *p))
+            return read_expected(r, at, n, helper_accepts);
+    if (!*text || strlen(text) > 128)
+        return read_expected(r, at, n, helper_accepts);
+    set(to, text);
+    return true;
+}
+
 static bool read_path(struct reader *r, const struct at *at, const struct doc_node *n,
                       const struct field *f, void *to)
 {
@@ -143,9 +181,13 @@ static bool read_secret(struct reader *r, const struct at *at, const struct doc_
 
 static const struct field registry_fields[] = {
     {.name = "mirror", .read = read_url, .offset = AT(mirror)},
+    {.name = "mirrors", .read = read_urls, .offset = AT(mirrors)},
     {.name = "ca_file", .read = read_path, .offset = AT(ca_file)},
     {.name = "username", .read = read_string, .offset = AT(username), .max = 1024},
     {.name = "password", .read = read_secret, .offset = AT(password)},
+    {.name = "credential_helper", .read = read_helper, .offset = AT(credential_helper)},
+    {.name = "client_cert", .read = read_path, .offset = AT(client_cert)},
+    {.name = "client_key", .read = read_path, .offset = AT(client_key)},
     {.name = "insecure", .read = read_bool, .offset = AT(insecure)},
     {.name = NULL},
 };
@@ -184,6 +226,12 @@ static const struct field settings_fields[] = {
     {.name = "isolation", .read = read_choice, .offset = AT(isolation), .more = isolations},
     {.name = "pull", .read = read_choice, .offset = AT(pull), .more = pulls},
     {.name = "allow_host_network", .read = read_bool, .offset = AT(allow_host_network)},
+    {.name = "parallel_fetches",
+     .read = read_u32,
+     .offset = AT(parallel_fetches),
+     .min = 1,
+     .max = FETCHES_MAX},
+    {.name = "stall_seconds", .read = read_u32, .offset = AT(stall_seconds), .min = 1, .max = 3600},
     {.name = "registries", .read = read_registries},
     {.name = NULL},
 };
@@ -420,7 +468,11 @@ void settings_free(struct settings *s)
         struct registry_settings *r = &s->registries[i];
         free(r->host);
         free(r->mirror);
+        cb_strv_release(&r->mirrors);
         free(r->ca_file);
+        free(r->credential_helper);
+        free(r->client_cert);
+        free(r->client_key);
         free(r->username);
         if (r->password)
             explicit_bzero(r->password, strlen(r->password));

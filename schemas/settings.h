@@ -12,13 +12,17 @@
 #include <stddef.h>
 
 struct registry_settings {
-    char *host;     /* "docker.io", "127.0.0.1:5000" */
-    char *mirror;   /* "http://127.0.0.1:5001" or "https://host", tried first; or NULL */
+    char *host;             /* "docker.io", "127.0.0.1:5000" */
+    char *mirror;           /* "http://127.0.0.1:5001" or "https://host", tried first; or NULL */
+    struct cb_strv mirrors; /* more of them, tried after it in this order */
     char *ca_file;  /* PEM bundle for this host and its mirror; or NULL. Asks a loopback host by
                        HTTPS */
     char *username; /* or NULL */
     char *password; /* or NULL; never printed */
-    bool insecure;  /* plain HTTP is allowed although the host is not loopback */
+    char *credential_helper; /* suffix of docker-credential-...; or NULL */
+    char *client_cert;       /* PEM file; or NULL */
+    char *client_key;        /* its key; NULL: in the same file */
+    bool insecure;           /* plain HTTP is allowed although the host is not loopback */
 };
 
 struct settings {
@@ -28,6 +32,8 @@ struct settings {
     char *isolation;     /* "auto", "vm", "container" */
     char *pull;          /* "always", "missing", "never" */
     bool allow_host_network;
+    uint32_t parallel_fetches; /* blobs at once; 0: the default of 4 */
+    uint32_t stall_seconds;    /* of a transfer in which nothing comes; 0: the default of 30 s */
     struct registry_settings *registries;
     size_t n_registries;
 };

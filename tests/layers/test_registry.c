@@ -17,7 +17,7 @@ static size_t log_count(const char *how, const char *text)
     CB_AUTO_FREE char *url = cb_xasprintf("http://127.0.0.1:%d/_log/%s/app", port, how);
     struct http_request req = {.url = url, .body_max = 1 << 20};
     struct http_response res = {.length = -1};
-    struct http_client *c = http_client_new();
+    struct http_client *c = http_client_new(0);
     assert_ok(http_exchange(c, &req, &res, &err), &err);
     assert_non_null(res.body.data);
     size_t n = 0;
@@ -206,16 +206,16 @@ static void test_docker_config_is_read(void **state)
     assert_int_equal(setenv("DOCKER_CONFIG", *state, 1), 0);
     assert_ok(world_pull(&w, ref, &b, &err), &err);
     base_image_release(&b);
-    assert_ok(auth_find_credentials(&w.settings, "registry-1.docker.io", &c, &err), &err);
+    assert_ok(auth_find_credentials(&w.settings, "registry-1.docker.io", NULL, &c, &err), &err);
     assert_string_equal(c.username, "hub");
     assert_string_equal(c.password, "pw");
     auth_credentials_release(&c);
-    assert_ok(auth_find_credentials(&w.settings, "empty", &c, &err), &err);
+    assert_ok(auth_find_credentials(&w.settings, "empty", NULL, &c, &err), &err);
     assert_null(c.username);
-    assert_fails(auth_find_credentials(&w.settings, "bad", &c, &err), &err, CB_E_CONFIG,
+    assert_fails(auth_find_credentials(&w.settings, "bad", NULL, &c, &err), &err, CB_E_CONFIG,
                  "cannot be read");
     assert_ok(cb_write_file(path, "{", 1, 0600, &err), &err);
-    assert_fails(auth_find_credentials(&w.settings, "x", &c, &err), &err, CB_E_CONFIG,
+    assert_fails(auth_find_credentials(&w.settings, "x", NULL, &c, &err), &err, CB_E_CONFIG,
                  "config.json:1:");
     assert_int_equal(unsetenv("DOCKER_CONFIG"), 0);
     world_close(&w);

@@ -141,7 +141,7 @@ static void test_https(void **state)
 
     /* an authority that nobody named is not trusted */
     CB_AUTO_ERROR asked = CB_ERROR_INIT;
-    struct http_client *c = http_client_new();
+    struct http_client *c = http_client_new(0);
     struct http_request req = {.url = base, .body_max = 1000};
     struct http_response res = HTTP_RESPONSE_INIT;
     assert_fails(http_exchange(c, &req, &res, &asked), &asked, CB_E_UNTRUSTED, "is not trusted");
