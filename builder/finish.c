@@ -266,7 +266,8 @@ static int keep_file(struct build *b, const char *path, const struct cb_digest *
     return rc;
 }
 
-static void fill_manifest(const struct build *b, struct template_manifest *m)
+static void fill_manifest(const struct build *b, const struct store_chunks *chunks,
+                          struct template_manifest *m)
 {
     m->name = cb_xstrdup(b->name);
     keys_workload(b->c, m->workload_key);
@@ -290,6 +291,9 @@ static void fill_manifest(const struct build *b, struct template_manifest *m)
     m->image = b->image.digest;
     m->image_size = b->image.size;
     m->image_allocated = b->image.allocated;
+    m->chunk_size = b->chunks.chunk_size;
+    m->n_chunks = b->chunks.n;
+    m->chunk_map = chunks->map;
     m->kernel = b->kernel_digest;
     m->initramfs = b->initramfs_digest;
     m->kernel_release = cb_xstrdup(b->kernel.release);
@@ -319,10 +323,28 @@ static void note_prefix(const struct build *b)
     (void)prefix_put(b->store, layers, n, PREFIX_IMAGES, &b->image.digest, &b->chunks, &lost);
 }
 
+static int store_chunks_of(struct build *b, struct store_chunks *out, struct cb_error *err)
+{
+    CB_AUTO_FD fd = open(b->image_tmp, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return cb_fail_sys(err, errno, "open %s", b->image_tmp);
+    int rc = store_chunks_put(b->store, fd, &b->chunks, &b->em.progress, out, err);
+    if (rc < 0)
+        return rc;
+    char size[32];
+    cb_human_bytes(out->added_bytes, size, sizeof(size));
+    emit_note(&b->em, "chunks: %llu of %zu are new, %s compressed", (unsigned long long)out->added,
+              b->chunks.n, size);
+    return 0;
+}
+
 static int publish(struct build *b, struct build_result *out, struct cb_error *err)
 {
+    struct store_chunks chunks = {0};
     emit_step_start(&b->em, PHASE_PUBLISH, NULL, "publish the template");
-    int rc = keep_file(b, b->kernel.image, &b->kernel_digest, err);
+    int rc = store_chunks_of(b, &chunks, err);
+    if (rc >= 0)
+        rc = keep_file(b, b->kernel.image, &b->kernel_digest, err);
     if (rc >= 0)
         rc = keep_file(b, b->initramfs, &b->initramfs_digest, err);
     if (rc >= 0)
@@ -333,7 +355,7 @@ static int publish(struct build *b, struct build_result *out, struct cb_error *e
     b->image_tmp = NULL;
     note_prefix(b);
     struct template_manifest *m = cb_xcalloc(1, sizeof(*m));
-    fill_manifest(b, m);
+    fill_manifest(b, &chunks, m);
     bool move = b->c->auto_rollout != AUTO_FALSE;
     rc = store_template_publish(b->store, m, move, err);
     if (rc >= 0) {

@@ -199,8 +199,13 @@ static void print_template(const struct template_manifest *m, const char *image_
     }
     cb_digest_text(&m->image, text);
     printf("%-14s %s (%s on disk)\n%-14s %s\n", "image", size, used, "", text);
+    if (m->n_chunks)
+        printf("%-14s %llu chunks of %u KiB\n", "", (unsigned long long)m->n_chunks,
+               m->chunk_size >> 10);
     if (image_path)
         printf("%-14s %s\n", "", image_path);
+    else if (m->n_chunks)
+        printf("%-14s its file was dropped and is made from them when it is needed\n", "");
     printf("%-14s %s\n", "kernel", m->kernel_release);
     printf("%-14s %s\n", "command line", m->cmdline);
     printf("%-14s %s: %u vCPU, %u MiB\n", "tier", tier_name(m->tier), tier_vcpus(m->tier),
@@ -225,7 +230,7 @@ static int show(struct cli_args *a, struct store *store)
     } else {
         CB_AUTO_FREE char *path = NULL;
         CB_AUTO_ERROR missing = CB_ERROR_INIT;
-        if (store_image_path(store, &m->image, &path, &missing) < 0)
+        if (store_image_find(store, &m->image, &path, &missing) < 0 && m->n_chunks == 0)
             (void)cli_fail(&missing);
         print_template(m, path);
     }

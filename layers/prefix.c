@@ -64,7 +64,7 @@ static int open_image(struct store *s, const struct head *h, struct stat *st)
     CB_AUTO_FD fd = openat(s->root, rel, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0 || flock(fd, LOCK_SH | LOCK_NB) < 0 || fstat(fd, st) < 0 || !S_ISREG(st->st_mode))
         return -1;
-    (void)futimens(fd, (struct timespec[2]){{.tv_nsec = UTIME_NOW}, {.tv_nsec = UTIME_OMIT}});
+    store_touch(s, rel);
     return cb_take_fd(&fd);
 }
 

@@ -11,8 +11,9 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 
-static const char *const folders[] = {"blobs", "blobs/sha256", "partial", "tmp",       "cache",
-                                      "refs",  "images",       "lowers",  "templates", "prefixes"};
+static const char *const folders[] = {"blobs",     "blobs/sha256", "partial", "tmp",
+                                      "cache",     "refs",         "images",  "lowers",
+                                      "templates", "prefixes",     "chunks"};
 
 /* A folder that cannot be used is the machine's fault (exit status 3), whatever the errno. */
 static int fail_open(struct cb_error *err, int sys, const char *dir)
@@ -57,9 +58,10 @@ int store_open(const char *dir, struct store **out, struct cb_error *err)
     struct store *s = cb_xcalloc(1, sizeof(*s));
     s->dir = cb_take_ptr(&full);
     s->root = cb_take_fd(&root);
-    s->session = -1;
+    s->session = s->share_fd = -1;
     (void)pthread_mutex_init(&s->lock, NULL);
     (void)pthread_cond_init(&s->grown, NULL);
+    (void)pthread_mutex_init(&s->share_lock, NULL);
     *out = s;
     return 0;
 }
@@ -72,9 +74,12 @@ void store_free(struct store *s)
         CB_AUTO_FREE char *path = cb_xasprintf("%s/%s", s->dir, s->session_rel);
         (void)cb_remove_tree(path, NULL);
     }
+    cb_close(s->share_fd);
     cb_close(s->session);
     cb_close(s->root);
     (void)pthread_cond_destroy(&s->grown);
+    digest_set_release(&s->pinned);
+    (void)pthread_mutex_destroy(&s->share_lock);
     (void)pthread_mutex_destroy(&s->lock);
     free(s->session_rel);
     free(s->dir);
@@ -122,19 +127,35 @@ static int open_session(struct store *s, struct cb_error *err)
     }
 }
 
-/* A path below the store that nobody else has, owned, or NULL. */
-static char *tmp_name(struct store *s, const char *what, struct cb_error *err)
+/* Called with the lock held. */
+static bool have_session(struct store *s, struct cb_error *err)
 {
-    char *rel = NULL;
-    (void)pthread_mutex_lock(&s->lock);
     if (s->session >= 0 && s->session_pid != getpid()) {
         /* forked: the folder is our parent's */
         cb_close(s->session);
         s->session = -1;
         free(cb_take_ptr(&s->session_rel));
     }
-    if (s->session >= 0 || open_session(s, err) == 0)
+    return s->session >= 0 || open_session(s, err) == 0;
+}
+
+/* A path below the store that nobody else has, owned, or NULL. */
+static char *tmp_name(struct store *s, const char *what, struct cb_error *err)
+{
+    char *rel = NULL;
+    (void)pthread_mutex_lock(&s->lock);
+    if (have_session(s, err))
         rel = cb_xasprintf("%s/%u-%s", s->session_rel, s->counter++, what);
+    (void)pthread_mutex_unlock(&s->lock);
+    return rel;
+}
+
+char *store_session_path(struct store *s, const char *name)
+{
+    char *rel = NULL;
+    (void)pthread_mutex_lock(&s->lock);
+    if (have_session(s, NULL))
+        rel = cb_xasprintf("%s/%s", s->session_rel, name);
     (void)pthread_mutex_unlock(&s->lock);
     return rel;
 }
@@ -175,8 +196,15 @@ void store_sweep_tmp(struct store *s)
     }
 }
 
+void store_touch(struct store *s, const char *rel)
+{
+    const struct timespec now[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_nsec = UTIME_NOW}};
+    (void)utimensat(s->root, rel, now, AT_SYMLINK_NOFOLLOW); /* without it, it only seems older */
+}
+
 int store_sync_dir(struct store *s, const char *rel, struct cb_error *err)
 {
+    store_step(rel);
     CB_AUTO_FD fd = openat(s->root, rel, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0 || fsync(fd) < 0)
         return cb_fail_sys(err, errno, "sync folder %s/%s", s->dir, rel);
@@ -190,6 +218,7 @@ int store_replace(struct store *s, const char *rel, const void *p, size_t n, str
     if (fd < 0 || !tmp)
         return cb_wrap(err, "write %s/%s", s->dir, rel);
     int rc = cb_write_all(fd, p, n, err);
+    store_step(rel);
     if (rc < 0)
         cb_wrap(err, "write %s/%s", s->dir, rel);
     else if (fchmod(fd, 0644) < 0 || fdatasync(fd) < 0 || renameat(s->root, tmp, s->root, rel) < 0)
@@ -224,7 +253,10 @@ static char *note_rel(const char *name)
 int store_note_get(struct store *s, const char *name, struct cb_buf *out, struct cb_error *err)
 {
     CB_AUTO_FREE char *rel = note_rel(name);
-    return store_read(s, rel, out, err) < 0 ? cb_wrap(err, "read the note on %s", name) : 0;
+    if (store_read(s, rel, out, err) < 0)
+        return cb_wrap(err, "read the note on %s", name);
+    store_touch(s, rel);
+    return 0;
 }
 
 int store_note_put(struct store *s, const char *name, const char *text, struct cb_error *err)

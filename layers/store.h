@@ -4,11 +4,14 @@
  *   partial/HEX           downloads that can go on; tmp/ everything else that is unfinished
  *   cache/HEX.json        cache records by cache key
  *   refs/HEX.json         notes, as the locks: what a moving name was last resolved to
- *   images/HEX.ext4       file systems by image digest
+ *   images/HEX.ext4       file systems by image digest; HEX.chunks: what they consist of
+ *   chunks/HEX.zst        chunks of images by the SHA-256 of their content, compressed
  *   lowers/HEX.ext4       file systems that builders start from, by what they are made of
  *   prefixes/HEX          which image or lower is made of which layers (layers/prefix.h)
  *   templates/NAME/N.json versions; templates/NAME/current the pointer, replaced atomically
  *   templates/NAME/by-key/HEX   lookups that can be rebuilt from the versions
+ *
+ *   lock, tmp/X/pins      who deletes, and what may not be deleted (layers/store_pin.c)
  *
  * A blob or image appears only when complete and its digest matched; what a crash leaves is in
  * partial/ and tmp/ and is garbage at worst. Several processes may share the folder; one handle
@@ -16,6 +19,7 @@
  * handle. */
 #pragma once
 
+#include "layers/chunk_map.h"
 #include "schemas/manifest.h"
 #include "support/error.h"
 #include "support/hash.h"
@@ -81,10 +85,26 @@ char *store_tmp_path(struct store *s, const char *what);
 void store_sweep_tmp(struct store *s);
 
 /* Images by digest (layers/flatten.h defines the digest). Publishing renames @path into place; the
- * file must lie in tmp/. A missing one is -CB_E_NOTFOUND. The path is owned. */
+ * file must lie in tmp/. */
 int store_image_publish(struct store *s, const char *path, const struct cb_digest *digest,
                         struct cb_error *err);
+/* Stores what of the image @fd (its map is @map) is not there yet as chunks, and then its map. The
+ * bytes are checked against the map. From then on the image can be made again from its chunks. */
+struct store_chunks {
+    struct cb_digest map; /* of the map's document */
+    uint64_t added;       /* chunks that were not there */
+    uint64_t added_bytes; /* what they take, compressed */
+};
+struct layers_progress;
+int store_chunks_put(struct store *s, int fd, const struct chunk_map *map,
+                     const struct layers_progress *progress, struct store_chunks *out,
+                     struct cb_error *err);
+/* The path (owned) of the image's file, which stays for as long as this store is open. One whose
+ * chunks alone are there is made from them, with every chunk checked. -CB_E_NOTFOUND. */
 int store_image_path(struct store *s, const struct cb_digest *digest, char **path,
+                     struct cb_error *err);
+/* The path (owned) of its file if that is there, or -CB_E_NOTFOUND. */
+int store_image_find(struct store *s, const struct cb_digest *digest, char **path,
                      struct cb_error *err);
 /* Intermediate images (a builder's lower) by the digest of what they are made of; may vanish at any
  * time but not while the returned fd is open. -CB_E_NOTFOUND. */

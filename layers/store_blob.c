@@ -42,7 +42,10 @@ int store_blob_open(struct store *s, const struct cb_digest *d, uint64_t *size,
 {
     char rel[BLOB_REL_SIZE];
     blob_rel(d, rel, sizeof(rel));
+    store_share(s);
+    store_pin(s, PIN_BLOB, d);
     CB_AUTO_FD fd = openat(s->root, rel, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    store_unshare(s);
     if (fd < 0 && errno == ENOENT)
         return cb_fail(err, CB_E_NOTFOUND, "blob sha256:%s is not in the store",
                        strrchr(rel, '/') + 1);
@@ -61,7 +64,11 @@ bool store_blob_has(struct store *s, const struct cb_digest *d)
     char rel[BLOB_REL_SIZE];
     struct stat st;
     blob_rel(d, rel, sizeof(rel));
-    return fstatat(s->root, rel, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode);
+    store_share(s);
+    store_pin(s, PIN_BLOB, d);
+    bool there = fstatat(s->root, rel, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode);
+    store_unshare(s);
+    return there;
 }
 
 static void writer_free(struct blob_writer *w)
@@ -204,10 +211,14 @@ static int publish(struct blob_writer *w, const struct cb_digest *got, struct cb
     struct store *s = w->store;
     char rel[BLOB_REL_SIZE];
     blob_rel(got, rel, sizeof(rel));
-    if (ftruncate(w->fd, (off_t)w->offset) < 0 || fchmod(w->fd, 0444) < 0 || fdatasync(w->fd) < 0 ||
-        renameat(s->root, w->rel, s->root, rel) < 0)
+    store_step(rel);
+    if (ftruncate(w->fd, (off_t)w->offset) < 0 || fchmod(w->fd, 0444) < 0 || fdatasync(w->fd) < 0)
         return cb_fail_sys(err, errno, "publish %s/%s", s->dir, rel);
-    return 0;
+    store_share(s);
+    store_pin(s, PIN_BLOB, got);
+    int r = renameat(s->root, w->rel, s->root, rel);
+    store_unshare(s);
+    return r < 0 ? cb_fail_sys(err, errno, "publish %s/%s", s->dir, rel) : 0;
 }
 
 int blob_writer_commit(struct blob_writer *w, struct cb_digest *d, uint64_t *size,

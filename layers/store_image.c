@@ -34,6 +34,7 @@ static int publish_file(struct store *s, const char *path, const char *rel, stru
     CB_AUTO_FD fd = open(path, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0 && errno == ENOENT)
         return cb_fail(err, CB_E_NOTFOUND, "publish %s: no such file", path);
+    store_step(rel);
     if (fd < 0 || fchmod(fd, 0444) < 0 || fdatasync(fd) < 0 ||
         renameat(AT_FDCWD, path, s->root, rel) < 0)
         return cb_fail_sys(err, errno, "publish %s as %s", path, rel);
@@ -45,23 +46,32 @@ int store_image_publish(struct store *s, const char *path, const struct cb_diges
 {
     CB_AUTO_FREE char *rel = file_rel("images", digest);
     struct stat there, new;
-    if (fstatat(s->root, rel, &there, AT_SYMLINK_NOFOLLOW) < 0 || lstat(path, &new) < 0)
+    store_share(s);
+    store_pin(s, PIN_IMAGE, digest);
+    bool known = fstatat(s->root, rel, &there, AT_SYMLINK_NOFOLLOW) == 0 && lstat(path, &new) == 0;
+    store_unshare(s);
+    if (!known)
         return publish_file(s, path, rel, err);
     /* the same by its name: others may have the old one open or share its blocks */
     int rc = check_path(s, path, err);
     if (rc == 0)
         (void)unlink(path);
+    store_touch(s, rel);
     return rc;
 }
 
-int store_image_path(struct store *s, const struct cb_digest *digest, char **path,
+int store_image_find(struct store *s, const struct cb_digest *digest, char **path,
                      struct cb_error *err)
 {
     CB_AUTO_FREE char *rel = file_rel("images", digest);
     struct stat st;
-    if (fstatat(s->root, rel, &st, AT_SYMLINK_NOFOLLOW) < 0 && errno != ENOENT)
+    store_share(s);
+    store_pin(s, PIN_IMAGE, digest);
+    int r = fstatat(s->root, rel, &st, AT_SYMLINK_NOFOLLOW);
+    store_unshare(s);
+    if (r < 0 && errno != ENOENT)
         return cb_fail_sys(err, errno, "%s/%s", s->dir, rel);
-    if (fstatat(s->root, rel, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISREG(st.st_mode))
+    if (r < 0 || !S_ISREG(st.st_mode))
         return cb_fail(err, CB_E_NOTFOUND, "image %s is not in the store", rel + strlen("images/"));
     *path = cb_xasprintf("%s/%s", s->dir, rel);
     return 0;
@@ -86,7 +96,7 @@ int store_lower_open(struct store *s, const struct cb_digest *key, char **path,
         if (fstat(fd, &held) < 0 || fstatat(s->root, rel, &named, AT_SYMLINK_NOFOLLOW) < 0 ||
             held.st_ino != named.st_ino || held.st_dev != named.st_dev)
             continue;
-        (void)futimens(fd, (struct timespec[2]){{.tv_nsec = UTIME_NOW}, {.tv_nsec = UTIME_OMIT}});
+        store_touch(s, rel);
         if (path)
             *path = cb_xasprintf("%s/%s", s->dir, rel);
         return cb_take_fd(&fd);
@@ -127,7 +137,7 @@ void store_lower_trim(struct store *s, uint64_t keep_bytes)
         if (e->d_name[0] == '.' || fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
             continue;
         v = cb_xgrow(v, &cap, n, sizeof(*v));
-        v[n++] = (struct lower){cb_xstrdup(e->d_name), (uint64_t)st.st_blocks * 512, st.st_atim};
+        v[n++] = (struct lower){cb_xstrdup(e->d_name), (uint64_t)st.st_blocks * 512, st.st_mtim};
     }
     if (n)
         qsort(v, n, sizeof(*v), by_last_use);

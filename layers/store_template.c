@@ -179,14 +179,15 @@ static int load_version(struct store *s, const char *name, uint64_t version,
     return 0;
 }
 
-/* Everything that the template is made of is in the store. */
+/* Everything that the template is made of is in the store: the image as a file or as chunks. */
 static int check_complete(struct store *s, const struct template_manifest *m, struct cb_error *err)
 {
     static const struct cb_digest none;
     CB_AUTO_FREE char *path = NULL;
-    int rc = store_image_path(s, &m->image, &path, err);
-    if (rc < 0)
-        return rc;
+    CB_AUTO_ERROR why = CB_ERROR_INIT;
+    if (store_image_find(s, &m->image, &path, &why) < 0 &&
+        store_chunks_check(s, &m->image, NULL) < 0)
+        return cb_error_move(err, &why);
     const struct {
         const char *what;
         const struct cb_digest *d;

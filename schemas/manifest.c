@@ -35,7 +35,10 @@ enum kind {
     KIND_COMMANDS
 };
 
-enum { REQUIRED = 1u << 0 };
+enum {
+    REQUIRED = 1u << 0,
+    NOT_ZERO = 1u << 1, /* 0 is absent */
+};
 
 struct field {
     const char *group; /* the object that it lies in, or NULL: the document itself */
@@ -116,6 +119,9 @@ static const struct field manifest_fields[] = {
     F("image", "digest", KIND_DIGEST, REQUIRED, image),
     F("image", "size", KIND_U64, REQUIRED, image_size),
     F("image", "allocated", KIND_U64, 0, image_allocated),
+    F("image", "chunk_size", KIND_U32, NOT_ZERO, chunk_size),
+    F("image", "chunks", KIND_U64, NOT_ZERO, n_chunks),
+    F("image", "chunk_map", KIND_DIGEST, 0, chunk_map),
     F("kernel", "digest", KIND_DIGEST, REQUIRED, kernel),
     F("kernel", "release", KIND_STR, 0, kernel_release),
     F("kernel", "cmdline", KIND_STR, 0, cmdline),
@@ -268,8 +274,14 @@ static int dump_field(const struct field *f, const void *at, json_t **v)
         *v = json_string(text);
         return 1;
     }
-    case KIND_U64: *v = json_integer((json_int_t) * (const uint64_t *)at); return 1;
-    case KIND_U32: *v = json_integer(*(const uint32_t *)at); return 1;
+    case KIND_U64:
+    case KIND_U32: {
+        uint64_t n = f->kind == KIND_U64 ? *(const uint64_t *)at : *(const uint32_t *)at;
+        if (n == 0 && (f->flags & NOT_ZERO))
+            return 0;
+        *v = json_integer((json_int_t)n);
+        return 1;
+    }
     case KIND_U16: *v = json_integer(*(const uint16_t *)at); return 1;
     case KIND_I64: *v = json_integer(*(const int64_t *)at); return 1;
     case KIND_TIME: {

@@ -66,7 +66,10 @@ struct template_manifest {
     struct cb_digest image; /* the ext4 file */
     uint64_t image_size;    /* its length */
     uint64_t image_allocated;
-    struct cb_digest kernel; /* bzImage */
+    uint32_t chunk_size;        /* of the image's chunks; 0: it was published without chunks */
+    uint64_t n_chunks;          /* those that are not all zero */
+    struct cb_digest chunk_map; /* of the document that names them (layers/chunk_map.h) */
+    struct cb_digest kernel;    /* bzImage */
     struct cb_digest initramfs;
     struct cb_digest modules; /* read-only disk for /lib/modules, all zero when absent */
     char *kernel_release;

@@ -5,6 +5,7 @@
 #include <jansson.h>
 
 #define SAMPLE CB_SOURCE_DIR "/tests/fuzz/corpus/template_manifest/full.json"
+#define OLDER CB_SOURCE_DIR "/tests/fuzz/corpus/template_manifest/full-without-chunks.json"
 
 static void test_a_manifest_goes_round(void **state)
 {
@@ -22,6 +23,9 @@ static void test_a_manifest_goes_round(void **state)
     assert_string_equal(m->layer_names[1], "tools");
     assert_int_equal(m->layers[0].size, 48500000);
     assert_int_equal(m->image_size, UINT64_C(8) << 30);
+    assert_int_equal(m->chunk_size, 1 << 20);
+    assert_int_equal(m->n_chunks, 162);
+    assert_int_equal(m->chunk_map.b[0], 0x99);
     assert_int_equal(m->kernel.b[0], 0x33);
     assert_int_equal(m->tier, TIER_M);
     assert_int_equal(m->default_env.n, 2);
@@ -42,6 +46,22 @@ static void test_a_manifest_goes_round(void **state)
     assert_string_equal(again, text.data); /* sorted, indented by two, nothing lost */
     template_manifest_free(m);
     template_manifest_free(NULL);
+}
+
+/* A version that was published before there were chunks. */
+static void test_an_older_manifest_goes_round(void **state)
+{
+    (void)state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    CB_AUTO_BUF text = CB_BUF_INIT(0);
+    assert_ok(cb_read_file(OLDER, 1 << 20, &text, &err), &err);
+    struct template_manifest *m = NULL;
+    assert_ok(template_manifest_parse(text.data, text.len, &m, &err), &err);
+    assert_int_equal(m->chunk_size, 0);
+    assert_int_equal(m->n_chunks, 0);
+    CB_AUTO_FREE char *again = template_manifest_dump(m);
+    assert_string_equal(again, text.data);
+    template_manifest_free(m);
 }
 
 /* Absent fields stay absent, and text that is not canonical JSON comes back with the same bytes. */
@@ -211,6 +231,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_manifest_goes_round),
+        cmocka_unit_test(test_an_older_manifest_goes_round),
         cmocka_unit_test(test_what_is_absent_stays_absent),
         cmocka_unit_test(test_bad_fields_are_named),
         cmocka_unit_test(test_other_documents_are_refused),
