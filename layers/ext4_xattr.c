@@ -34,6 +34,31 @@ static bool is_acl(const char *name)
     return strncmp(name, ACL_PREFIX, strlen(ACL_PREFIX)) == 0;
 }
 
+/* An access ACL and the mode say the same thing twice. As where Docker sets the mode last, the ACL
+ * follows it; @value is in the kernel's form: a version, then entries of tag, permissions and id.
+ * False when the mode says all of it: then there is no ACL. Malformed ones are left as they are. */
+static bool follow_mode(unsigned char *value, size_t len, uint32_t mode)
+{
+    enum { VERSION = 4, ENTRY = 8, USER_OBJ = 1, GROUP_OBJ = 4, MASK = 0x10, OTHER = 0x20 };
+    unsigned char *group = NULL, *mask = NULL;
+    bool more = len < VERSION + ENTRY || (len - VERSION) % ENTRY != 0;
+    for (size_t i = VERSION; i + ENTRY <= len; i += ENTRY) {
+        unsigned char *e = value + i;
+        if (e[0] == USER_OBJ)
+            e[2] = mode >> 6 & 7;
+        else if (e[0] == OTHER)
+            e[2] = mode & 7;
+        else if (e[0] == GROUP_OBJ)
+            group = e;
+        else if (e[0] == MASK)
+            mask = e;
+        more |= e[0] != USER_OBJ && e[0] != OTHER && e[0] != GROUP_OBJ;
+    }
+    if (mask || group)
+        (mask ? mask : group)[2] = mode >> 3 & 7;
+    return more;
+}
+
 int xattrs_clear(struct writer *w, uint32_t ino, union inode *in, struct cb_error *err)
 {
     memset(in->raw + INODE_ATTR_OFFSET, 0, EXT4_INODE - INODE_ATTR_OFFSET);
@@ -70,6 +95,13 @@ int xattrs_add(struct xattrs *x, const char *name, const void *value, size_t len
                        name, len);
     if (is_acl(name) && len == sizeof(no_acl) && memcmp(value, no_acl, len) == 0)
         return 0;
+    unsigned char acl[VALUE_MAX];
+    if (strcmp(name, ACL_PREFIX "access") == 0) {
+        memcpy(acl, value, len);
+        if (!follow_mode(acl, len, x->in->i.i_mode))
+            return 0;
+        value = acl;
+    }
     int rc = start(x, err);
     if (rc < 0)
         return rc;

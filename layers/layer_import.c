@@ -3,14 +3,12 @@
  * nothing. */
 #include "layers/store.h"
 
-#include "layers/tar_type.h"
+#include "layers/tar_read.h"
 #include "support/cleanup.h"
 #include "support/file.h"
 #include "support/limits.h"
 #include "support/mem.h"
 
-#include <archive.h>
-#include <archive_entry.h>
 #include <string.h>
 #include <zstd.h>
 
@@ -20,9 +18,8 @@
     (UINT64_C(2048) << 30)          /* the largest root file system that a config may ask for */
 #define XATTR_VALUE_MAX (64u << 10) /* Linux XATTR_SIZE_MAX */
 #define XATTRS_MAX 256u
-#define END_MARK 1024u /* two blocks of zeros end a tar */
 
-CB_DEFINE_CLEANUP(archive, struct archive *, archive_read_free);
+CB_DEFINE_CLEANUP(tar_reader, struct tar_reader *, tar_reader_close);
 CB_DEFINE_CLEANUP(zstd, ZSTD_CCtx *, ZSTD_freeCCtx);
 CB_DEFINE_CLEANUP(hasher, struct cb_hasher *, cb_hasher_free);
 
@@ -37,9 +34,7 @@ struct import {
     ZSTD_CCtx *zstd;
     struct blob_writer *writer;
     char *in, *out; /* CHUNK bytes each */
-    struct tar_seen seen;
     struct cb_error *err;
-    int rc; /* of a failure inside a callback of libarchive */
 };
 
 static int compress(struct import *im, const char *p, size_t n, ZSTD_EndDirective how)
@@ -85,19 +80,16 @@ static int64_t take_in(struct import *im)
     return (int64_t)n;
 }
 
-static la_ssize_t on_read(struct archive *a, void *arg, const void **buffer)
+static int next_piece(void *arg, const void **data, size_t *len, struct cb_error *err)
 {
     struct import *im = arg;
-    tar_seen_leave(&im->seen);
+    (void)err; /* the same as im->err */
     int64_t n = take_in(im);
-    if (n < 0) {
-        im->rc = (int)n;
-        archive_set_error(a, EIO, "read failed");
-        return ARCHIVE_FATAL;
-    }
-    *buffer = im->in;
-    tar_seen_piece(&im->seen, im->in, (size_t)n);
-    return (la_ssize_t)n;
+    if (n <= 0)
+        return (int)n;
+    *data = im->in;
+    *len = (size_t)n;
+    return 1;
 }
 
 /* @name for a message: printable, at most 200 bytes. Owned. */
@@ -164,115 +156,81 @@ static const char *whiteout_fault(const char *name)
     return strncmp(victim, ".wh.", 4) == 0 ? "a whiteout of a whiteout" : NULL;
 }
 
-static int check_xattrs(struct import *im, struct archive_entry *e, const char *name)
+static int check_xattrs(struct import *im, struct tar_reader *r, const char *name)
 {
     const char *key;
     const void *value;
     size_t size, n = 0;
-    (void)archive_entry_xattr_reset(e);
-    while (archive_entry_xattr_next(e, &key, &value, &size) == ARCHIVE_OK) {
+    while (tar_reader_xattr(r, &key, &value, &size)) {
         if (++n > XATTRS_MAX || size > XATTR_VALUE_MAX || strlen(key) > CB_NAME_MAX)
             return refuse(im, CB_E_LIMIT, name, "has too many or too large extended attributes");
     }
     return 0;
 }
 
-static int check_type(struct import *im, struct archive_entry *e, const char *name)
+static int check_link(struct import *im, const struct tar_entry *e)
 {
-    const char *link = archive_entry_hardlink(e);
-    if (link) {
-        enum cb_code code;
-        const char *fault = name_fault(link, false, &code);
-        if (fault)
-            return cb_fail(im->err, code, "entry %llu: target of a hard link: %s",
-                           (unsigned long long)im->entries, fault);
-        return 0;
+    enum cb_code code;
+    if (e->kind == TAR_HARDLINK) {
+        const char *fault = name_fault(e->link, false, &code);
+        return fault ? cb_fail(im->err, code, "entry %llu: target of a hard link: %s",
+                               (unsigned long long)im->entries, fault)
+                     : 0;
     }
-    switch (archive_entry_filetype(e)) {
-    case AE_IFREG:
-    case AE_IFDIR:
-    case AE_IFIFO: return 0;
-    case AE_IFLNK:
-        link = archive_entry_symlink(e);
-        if (!link || !link[0])
-            return refuse(im, CB_E_CORRUPT, name, "a symbolic link without a target");
-        if (strlen(link) >= CB_PATH_MAX)
-            return refuse(im, CB_E_LIMIT, name, "the target is longer than a path may be");
+    if (e->kind != TAR_SYMLINK)
         return 0;
-    case AE_IFCHR:
-    case AE_IFBLK: {
-        uint64_t major = archive_entry_rdevmajor(e), minor = archive_entry_rdevminor(e);
-        if (major > 0xfff || minor > 0xfffff)
-            return refuse(im, CB_E_CORRUPT, name, "device number out of range");
-        if (archive_entry_filetype(e) == AE_IFCHR && major == 0 && minor == 0)
-            return refuse(im, CB_E_UNTRUSTED, name,
-                          "device 0:0 is a mark of overlayfs, not a file");
-        return 0;
-    }
-    default: return refuse(im, CB_E_CORRUPT, name, "a kind of file that a layer cannot hold");
-    }
+    if (!e->link[0])
+        return refuse(im, CB_E_CORRUPT, e->path, "a symbolic link without a target");
+    if (strlen(e->link) >= CB_PATH_MAX)
+        return refuse(im, CB_E_LIMIT, e->path, "the target is longer than a path may be");
+    return 0;
 }
 
-static int check_entry(struct import *im, struct archive *a, struct archive_entry *e)
+static int check_entry(struct import *im, struct tar_reader *r, const struct tar_entry *e)
 {
-    const char *name = archive_entry_pathname(e);
-    bool folder = archive_entry_filetype(e) == AE_IFDIR && !archive_entry_hardlink(e);
     enum cb_code code;
-    const char *fault = name_fault(name, folder, &code);
+    const char *fault = name_fault(e->path, e->kind == TAR_DIR, &code);
     if (!fault) {
         code = CB_E_CORRUPT;
-        fault = whiteout_fault(name);
+        fault = whiteout_fault(e->path);
     }
     if (fault)
-        return refuse(im, code, name, fault);
-    int64_t uid = archive_entry_uid(e), gid = archive_entry_gid(e), size = archive_entry_size(e);
-    if (uid < 0 || uid >= UINT32_MAX || gid < 0 || gid >= UINT32_MAX)
-        return refuse(im, CB_E_CORRUPT, name, "owner out of range");
-    if (size < 0 || (uint64_t)size > BYTES_MAX - im->bytes)
-        return refuse(im, CB_E_LIMIT, name, "the files are larger than any root file system");
-    im->bytes += (uint64_t)size;
-    int rc = tar_type_check(&im->seen, a, im->err);
-    if (rc < 0) {
-        CB_AUTO_FREE char *safe = shown(name);
-        return cb_wrap(im->err, "entry %llu \"%s\"", (unsigned long long)im->entries, safe);
-    }
-    rc = check_type(im, e, name);
-    return rc < 0 ? rc : check_xattrs(im, e, name);
+        return refuse(im, code, e->path, fault);
+    if (e->size > BYTES_MAX - im->bytes)
+        return refuse(im, CB_E_LIMIT, e->path, "the files are larger than any root file system");
+    im->bytes += e->size;
+    if (e->kind == TAR_CHAR && e->major == 0 && e->minor == 0)
+        return refuse(im, CB_E_UNTRUSTED, e->path, "device 0:0 is a mark of overlayfs, not a file");
+    int rc = check_link(im, e);
+    return rc < 0 ? rc : check_xattrs(im, r, e->path);
 }
 
-/* libarchive warns when a name does not fit the locale, and then hands out its bytes, which is what
- * we want. Every other warning means that it guessed. */
-static bool harmless(struct archive *a, int rc)
+/* What the reader of tars said, or the disk below it. */
+static int wrap_reader(struct import *im, const struct tar_entry *e)
 {
-    const char *why = archive_error_string(a);
-    return rc == ARCHIVE_WARN && why && strstr(why, "can't be converted");
+    if (!e->path)
+        return cb_wrap(im->err, "entry %llu", (unsigned long long)im->entries);
+    CB_AUTO_FREE char *safe = shown(e->path);
+    return cb_wrap(im->err, "entry %llu \"%s\"", (unsigned long long)im->entries, safe);
 }
 
-static int fail_archive(struct import *im, struct archive *a)
+static int walk(struct import *im, struct tar_reader *r)
 {
-    if (im->rc < 0)
-        return im->rc; /* raised in the callback */
-    CB_AUTO_FREE char *why = shown(archive_error_string(a) ? archive_error_string(a) : "damaged");
-    return cb_fail(im->err, CB_E_CORRUPT, "entry %llu: %s", (unsigned long long)im->entries, why);
-}
-
-static int walk(struct import *im, struct archive *a)
-{
-    struct archive_entry *e;
+    struct tar_entry e;
     for (;;) {
-        int r = archive_read_next_header(a, &e);
-        if (r == ARCHIVE_EOF)
-            return 0;
         im->entries++;
-        if (r != ARCHIVE_OK && !harmless(a, r))
-            return fail_archive(im, a);
+        int rc = tar_reader_next(r, &e, im->err);
+        if (rc < 0)
+            return wrap_reader(im, &e);
+        if (rc == 0) {
+            im->entries--;
+            return 0;
+        }
         if (im->entries > ENTRIES_MAX)
             return cb_fail(im->err, CB_E_LIMIT, "more than %u entries", ENTRIES_MAX);
-        int rc = check_entry(im, a, e);
+        rc = check_entry(im, r, &e);
         if (rc < 0)
             return rc;
-        if (archive_read_data_skip(a) != ARCHIVE_OK)
-            return fail_archive(im, a);
     }
 }
 
@@ -281,23 +239,20 @@ static int walk(struct import *im, struct archive *a)
  * layers. */
 static int read_tar(struct import *im)
 {
-    CB_AUTO(archive) a = archive_read_new();
-    if (!a || archive_read_support_format_tar(a) != ARCHIVE_OK ||
-        archive_read_open(a, im, NULL, on_read, NULL) != ARCHIVE_OK) {
-        if (a)
-            return fail_archive(im, a);
-        return cb_fail(im->err, CB_E_SYS, "out of memory");
-    }
-    int rc = walk(im, a);
+    CB_AUTO(tar_reader) r = NULL;
+    const struct tar_source source = {next_piece, im};
+    int rc = tar_reader_open(&source, &r, im->err);
+    if (rc == 0)
+        rc = walk(im, r);
     if (rc < 0)
         return rc;
-    uint64_t end = (uint64_t)archive_filter_bytes(a, 0);
     int64_t n;
     while ((n = take_in(im)) > 0)
         ;
     if (n < 0)
         return (int)n;
-    if (end < END_MARK || im->data_end > end - END_MARK)
+    uint64_t end;
+    if (!tar_reader_marked(r, &end) || im->data_end > end)
         return cb_fail(im->err, CB_E_CORRUPT,
                        "entry %llu is the last, but no end mark and nothing but zeros follow",
                        (unsigned long long)im->entries);

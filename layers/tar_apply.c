@@ -14,6 +14,7 @@ enum {
     LINKS_MAX = 65000,   /* EXT4_LINK_MAX */
     FAST_LINK_MAX = 59,  /* a target that fits where the block numbers would be */
     DEFAULT_MODE = 0755, /* of a parent that no entry describes */
+    SHOWN_MAX = 200,     /* of a name in a message */
 };
 
 struct apply {
@@ -22,6 +23,7 @@ struct apply {
     struct tar_reader *r;
     uint16_t layer;
     const struct tar_entry *e;
+    char last[SHOWN_MAX]; /* the name of the entry before, for messages */
     /* The parent of the last entry: neighbours in a tar mostly share it. */
     char dir[CB_PATH_MAX + 1];
     size_t dir_len;
@@ -631,15 +633,22 @@ static int apply_entry(struct apply *a, struct cb_error *err)
     return apply_node(a, parent, &p, err);
 }
 
-/* A stranger's name in a message: no control characters, not too long. */
-static int wrap_entry(const struct tar_entry *e, struct cb_error *err)
+/* A stranger's name for a message: no control characters, not too long. */
+static void show(const char *path, char *out)
 {
-    char name[200];
     size_t n = 0;
-    for (const char *s = e->path ? e->path : ""; *s && n < sizeof(name) - 1; s++)
-        name[n++] = (unsigned char)*s < 0x20 || *s == 0x7f ? '?' : *s;
-    name[n] = '\0';
-    return n ? cb_wrap(err, "entry %s", name) : -(int)err->code;
+    for (; path[n] && n < SHOWN_MAX - 1; n++)
+        out[n] = (unsigned char)path[n] < 0x20 || path[n] == 0x7f ? '?' : path[n];
+    out[n] = '\0';
+}
+
+static int wrap_entry(struct apply *a, struct cb_error *err)
+{
+    char name[SHOWN_MAX];
+    if (!a->e->path)
+        return a->last[0] ? cb_wrap(err, "after entry %s", a->last) : -(int)err->code;
+    show(a->e->path, name);
+    return cb_wrap(err, "entry %s", name);
 }
 
 int tar_apply_layer(struct writer *w, struct tree *t, uint16_t layer,
@@ -651,11 +660,13 @@ int tar_apply_layer(struct writer *w, struct tree *t, uint16_t layer,
     if (rc < 0)
         return rc;
     a.e = &e;
-    while ((rc = tar_reader_next(a.r, &e, err)) > 0)
+    while ((rc = tar_reader_next(a.r, &e, err)) > 0) {
         if ((rc = apply_entry(&a, err)) < 0)
             break;
+        show(e.path, a.last);
+    }
     if (rc < 0)
-        rc = wrap_entry(&e, err);
+        rc = wrap_entry(&a, err);
     tar_reader_close(a.r);
     if (rc == 0)
         rc = image_write_dirs(w, t, err);

@@ -1,7 +1,8 @@
-/* tar_read: the entries of one uncompressed tar stream, by libarchive, without what it hides or
- * softens: a malformed header or an unknown type is an error, and names are bytes whatever the
- * locale.
- */
+/* tar_read: the entries of one uncompressed tar stream: V7, ustar, PAX, GNU's and star's formats.
+ *
+ * A layer must be the same to every reader of it. Where formats leave room the rules are those of
+ * Go's archive/tar, by which Docker, containerd and umoci read; what is malformed, or what readers
+ * are known to take for different things, is an error and never a guess. Names are bytes. */
 #pragma once
 
 #include "support/error.h"
@@ -40,14 +41,17 @@ struct tar_entry {
 };
 
 struct tar_reader; /* opaque */
+/* @source is borrowed; nothing is read yet. *@out is owned. */
 int tar_reader_open(const struct tar_source *source, struct tar_reader **out, struct cb_error *err);
 void tar_reader_close(struct tar_reader *r); /* NULL is fine */
-/* 1 and the next entry, 0 at the end of the archive. On failure e->path is the entry's name or
- * NULL. */
+/* 1 and the next entry, 0 at the end of the archive: an end mark or the end of the bytes. What
+ * follows an end mark is not read. On failure e->path is the entry's name or NULL. */
 int tar_reader_next(struct tar_reader *r, struct tar_entry *e, struct cb_error *err);
 /* The entry's data: 1 and a piece for byte *@at on, 0 at its end. Pieces rise and do not overlap;
  * what lies between them is a hole of a sparse file. */
 int tar_reader_data(struct tar_reader *r, const void **data, size_t *len, uint64_t *at,
                     struct cb_error *err);
-/* The entry's extended attributes one by one; false at the end. */
+/* The entry's extended attributes one by one, the last of one name counts; false at the end. */
 bool tar_reader_xattr(struct tar_reader *r, const char **name, const void **value, size_t *len);
+/* After the end: true when it was an end mark, and how many bytes of the tar it ends at. */
+bool tar_reader_marked(const struct tar_reader *r, uint64_t *end);

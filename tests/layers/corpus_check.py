@@ -35,6 +35,14 @@ def unescape(text):
     return re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), text.encode())
 
 
+def as_kernel(name, value):
+    """libext2fs gives the entries of an ACL that are of nobody in particular the id 0, Linux -1."""
+    if not name.startswith("system.posix_acl_"):
+        return value
+    entries = [value[i:i + 8] for i in range(4, len(value), 8)]
+    return value[:4] + b"".join(e if e[0] in (2, 8) else e[:4] + b"\xff" * 4 for e in entries)
+
+
 def our_list(path):
     entries = {}
     with open(path) as f:
@@ -44,7 +52,8 @@ def our_list(path):
             for field in fields:
                 key, value = field.split("=", 1)
                 if key.startswith("xattr:"):
-                    e["xattrs"][unescape(key[6:]).decode("utf-8", "surrogateescape")] = bytes.fromhex(value)
+                    key = unescape(key[6:]).decode("utf-8", "surrogateescape")
+                    e["xattrs"][key] = as_kernel(key, bytes.fromhex(value))
                 elif key in ("type", "sha256", "holes"):
                     e[key] = value
                 elif key == "mode":

@@ -35,7 +35,7 @@ static void put_text(FILE *out, const char *p, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         unsigned char c = (unsigned char)p[i];
-        if (c > ' ' && c < 0x7f && c != '\\')
+        if (c > ' ' && c < 0x7f && c != '\\' && c != '=')
             (void)fputc(c, out);
         else
             (void)fprintf(out, "\\x%02x", c);
@@ -135,27 +135,45 @@ static int put_target(struct listing *l, const char *path, ext2_ino_t ino, struc
 
 /* ---- attributes ---- */
 
-static int on_xattr(char *name, char *value, size_t len, void *arg)
+struct attributes {
+    struct listing *l;
+    struct ext2_xattr_handle *h;
+};
+
+/* The value as system calls give it: ext4 stores ACLs in a form of its own. */
+static int on_xattr(char *name, char *stored, size_t stored_len, void *arg)
 {
-    FILE *out = arg;
-    (void)fputs("\txattr:", out);
-    put_text(out, name, strlen(name));
-    (void)fputc('=', out);
+    struct attributes *a = arg;
+    void *value = NULL;
+    size_t len = 0;
+    (void)stored;
+    (void)stored_len;
+    errcode_t code = ext2fs_xattr_get(a->h, name, &value, &len);
+    if (code) {
+        a->l->rc = failed(a->l, name, "value", code);
+        return XATTR_ABORT;
+    }
+    (void)fputs("\txattr:", a->l->out);
+    put_text(a->l->out, name, strlen(name));
+    (void)fputc('=', a->l->out);
     for (size_t i = 0; i < len; i++)
-        (void)fprintf(out, "%02x", (unsigned char)value[i]);
+        (void)fprintf(a->l->out, "%02x", ((const unsigned char *)value)[i]);
+    (void)ext2fs_free_mem(&value);
     return 0;
 }
 
 static int put_xattrs(struct listing *l, const char *path, ext2_ino_t ino)
 {
-    struct ext2_xattr_handle *h = NULL;
-    errcode_t code = ext2fs_xattrs_open(l->fs, ino, &h);
+    struct attributes a = {.l = l};
+    errcode_t code = ext2fs_xattrs_open(l->fs, ino, &a.h);
     if (!code)
-        code = ext2fs_xattrs_read(h);
+        code = ext2fs_xattrs_read(a.h);
     if (!code)
-        code = ext2fs_xattrs_iterate(h, on_xattr, l->out);
-    if (h)
-        (void)ext2fs_xattrs_close(&h);
+        code = ext2fs_xattrs_iterate(a.h, on_xattr, &a);
+    if (a.h)
+        (void)ext2fs_xattrs_close(&a.h);
+    if (l->rc < 0)
+        return l->rc;
     return code ? failed(l, path, "attributes", code) : 0;
 }
 

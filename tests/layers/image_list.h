@@ -1,7 +1,7 @@
 /* image_list: what is in an ext4 image, a line an entry, read by libext2fs alone: nothing of the
  * code under test looks at its own work, and no mount is needed.
  *
- *   PATH TAB key=value TAB ...     the root is "."; bytes outside '!'..'~' and '\' are \xNN
+ *   PATH TAB key=value TAB ...     the root is "."; bytes outside '!'..'~', '\' and '=' are \xNN
  *
  * keys: type (file dir link char block fifo), mode (octal), uid, gid, mtime (SECONDS.NANOSECONDS),
  * nlink, ino, size and sha256 of files, blocks (of 4 KiB) of files, target of links, dev

@@ -46,7 +46,7 @@ static void test_flatten_refuses_a_bad_entry(void **state)
         {'8', "x", NULL, "path", "a/longer/name", CB_E_CORRUPT,
          "entry a/longer/name: its tar type is 0x38 ('8'), which"},
         {'0', "x", NULL, "uid", "4294967296", CB_E_CORRUPT, "owner 4294967296:0 is out of range"},
-        {'0', "x", NULL, "gid", "-5", CB_E_CORRUPT, "out of range"},
+        {'0', "x", NULL, "gid", "-5", CB_E_CORRUPT, "entry x: tar: its group is not a number"},
         {'0', "lost+found", NULL, NULL, NULL, CB_E_CORRUPT, "lost+found of the root folder"},
         {'0', "x", NULL, "SCHILY.xattr.system.posix_acl_access", "nonsense", CB_E_CORRUPT,
          "a malformed POSIX ACL"},
@@ -87,23 +87,26 @@ static void test_flatten_refuses_broken_streams(void **state)
     struct image_fixture *f = *state;
     struct tar_build t;
     tb_init(&t);
-    tb_file(&t, "first", "1");
+    tb_file(&t, "first", "12");
     tb_file(&t, "second", "2");
     tb_end(&t);
     CB_AUTO_ERROR err = CB_ERROR_INIT;
 
-    add_bytes(f, t.out.data, 700, false); /* in the middle of the data */
-    assert_fails(try_flatten(f, 0, &err), &err, CB_E_CORRUPT, "entry first: tar: ");
+    add_bytes(f, t.out.data, 513, false); /* in the middle of the data */
+    assert_fails(try_flatten(f, 0, &err), &err, CB_E_CORRUPT,
+                 "entry first: tar: ends in the middle of an entry's data");
     f->n = 0;
     add_bytes(f, t.out.data, 1300, false); /* in the middle of a header */
-    assert_fails(try_flatten(f, 0, &err), &err, CB_E_CORRUPT, "tar: Truncated");
+    assert_fails(try_flatten(f, 0, &err), &err, CB_E_CORRUPT,
+                 "after entry first: tar: ends in the middle of a header");
     f->n = 0;
     add_bytes(f, "no tar at all, but bytes", 24, false);
-    assert_fails(try_flatten(f, 0, &err), &err, CB_E_CORRUPT, "tar: ");
+    assert_fails(try_flatten(f, 0, &err), &err, CB_E_CORRUPT, "): tar: ends in the middle of a");
     f->n = 0;
     t.out.data[1024 + 3] ^= 1; /* the second name */
     add_bytes(f, t.out.data, t.out.len, false);
-    assert_fails(try_flatten(f, 0, &err), &err, CB_E_CORRUPT, "tar: Damaged");
+    assert_fails(try_flatten(f, 0, &err), &err, CB_E_CORRUPT,
+                 "after entry first: tar: a damaged header");
     t.out.data[1024 + 3] ^= 1;
     f->n = 0;
     add_bytes(f, t.out.data, t.out.len, true);

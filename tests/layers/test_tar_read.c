@@ -93,7 +93,7 @@ static void build_known(struct tar_build *t)
     tb_raw(t, '0', "short", NULL, data, 513);
     tb_pax_text(t, "path", "a/pax/name");
     tb_raw(t, '0', "x", NULL, data, sizeof(data));
-    tb_raw(t, 'g', "global", NULL, "18 comment=nothing\n", 19);
+    tb_raw(t, 'g', "global", NULL, "19 comment=nothing\n", 19);
     tb_dir(t, "d/");
     tb_link(t, '1', "hard", "file");
     tb_link(t, '2', "soft", "file");
@@ -126,7 +126,7 @@ static void test_every_other_type_is_refused(void **state)
 {
     (void)state;
     for (int type = 1; type < 256; type++) {
-        if ((type >= '0' && type <= '7') || strchr("ASKLVXgx", type))
+        if ((type >= '0' && type <= '7') || strchr("SKLgx", type))
             continue; /* known, or a header about the next entry */
         CB_AUTO_ERROR err = CB_ERROR_INIT;
         CB_AUTO_BUF names = CB_BUF_INIT(1 << 16);
