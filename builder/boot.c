@@ -18,17 +18,9 @@
 #include <sys/socket.h>
 
 enum {
-    HELLO_TIMEOUT_MS = 30000,
     BOOT_TIMEOUT_MS = 60000,
-    EMULATION_FACTOR = 5,
     SHUTDOWN_MS = 5000,
-    AGENT_SILENCE_MS = 30000, /* it has a heartbeat of 2 s */
 };
-
-static int64_t scaled(const struct machine *m, int64_t ms)
-{
-    return m->emulated ? ms * EMULATION_FACTOR : ms;
-}
 
 static void check_output(void *arg, uint32_t step, int stream, const void *data, size_t len)
 {
@@ -100,21 +92,17 @@ int boot_check_run(const struct boot_check *bc, char **how, struct cb_error *err
         build_machine_count(-1);
         return cb_wrap(err, "boot check");
     }
-    int64_t limit = bc->timeout_ms ? bc->timeout_ms : scaled(m, BOOT_TIMEOUT_MS);
+    int64_t limit = bc->timeout_ms ? bc->timeout_ms : machine_limit(m, BOOT_TIMEOUT_MS);
     int64_t end = cb_monotonic_ms() + limit;
     struct session_callbacks cb = {.output = check_output, .note = check_note, .arg = bc->em};
     struct session *s = NULL;
-    int stream = m->stream;
-    m->stream = -1;
-    int64_t hello = scaled(m, HELLO_TIMEOUT_MS);
-    rc = session_open(stream, hello < limit ? hello : limit, &cb, &s, err);
+    rc = session_with(m, limit, &cb, &s, err);
     if (rc < 0) {
         CB_AUTO_FREE char *ended = machine_end_text(m);
         cb_wrap(err, "the image did not boot%s%s", ended ? ": " : "", ended ? ended : "");
         if (err->code != CB_E_CANCELED)
             err->code = CB_E_COMMAND;
     } else {
-        session_set_silence(s, scaled(m, AGENT_SILENCE_MS));
         rc = wait_ready(s, m, limit, end, how, err);
     }
     if (rc < 0 && err->code != CB_E_CANCELED) {
@@ -223,13 +211,8 @@ static int start(struct boot *b, struct store *store, const struct settings *set
     if ((rc = machine_vm.start(settings, &spec, &b->m, err)) < 0)
         return cb_wrap(err, "boot %s", t->name);
     struct session_callbacks cb = {.output = person_output, .note = person_note, .arg = b};
-    int stream = b->m->stream;
-    b->m->stream = -1;
-    rc = session_open(stream, scaled(b->m, HELLO_TIMEOUT_MS), &cb, &b->s, err);
-    if (rc < 0)
-        return cb_wrap(err, "boot %s: it did not come up", t->name);
-    session_set_silence(b->s, scaled(b->m, AGENT_SILENCE_MS));
-    return 0;
+    rc = session_with(b->m, 0, &cb, &b->s, err);
+    return rc < 0 ? cb_wrap(err, "boot %s: it did not come up", t->name) : 0;
 }
 
 /* Until the machine powers itself off. The session keeps its frames flowing; Ctrl-C is CANCELED. */
@@ -244,7 +227,8 @@ static int attend(struct boot *b, struct cb_error *err)
 
 static int use(struct boot *b, const struct template_manifest *t, struct cb_error *err)
 {
-    int64_t limit = b->r->boot_timeout_ms ? b->r->boot_timeout_ms : scaled(b->m, BOOT_TIMEOUT_MS);
+    int64_t limit =
+        b->r->boot_timeout_ms ? b->r->boot_timeout_ms : machine_limit(b->m, BOOT_TIMEOUT_MS);
     CB_AUTO_FREE char *how = NULL;
     int rc = wait_ready(b->s, b->m, limit, cb_monotonic_ms() + limit, &how, err);
     if (rc < 0)

@@ -1,6 +1,7 @@
 #include "builder/machine.h"
 
 #include "builder/console.h"
+#include "builder/session.h"
 
 #include "support/cleanup.h"
 #include "support/file.h"
@@ -15,7 +16,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-enum { TAIL_BYTES = 32 << 10 };
+enum { TAIL_BYTES = 32 << 10, HELLO_TIMEOUT_MS = 30000 };
 
 static volatile sig_atomic_t canceled;
 
@@ -27,6 +28,23 @@ void machine_cancel(void)
 bool machine_canceled(void)
 {
     return canceled != 0;
+}
+
+int64_t machine_limit(const struct machine *m, int64_t ms)
+{
+    return m->emulated ? ms * EMULATION_FACTOR : ms;
+}
+
+int session_with(struct machine *m, int64_t most_ms, const struct session_callbacks *cb,
+                 struct session **out, struct cb_error *err)
+{
+    int64_t hello = machine_limit(m, HELLO_TIMEOUT_MS);
+    int stream = m->stream;
+    m->stream = -1;
+    int rc = session_open(stream, most_ms && most_ms < hello ? most_ms : hello, cb, out, err);
+    if (rc >= 0 && m->emulated)
+        session_scale(*out, EMULATION_FACTOR);
+    return rc;
 }
 
 char *machine_agent(void)

@@ -50,7 +50,7 @@ struct machine {
     int stream;    /* connected to the agent; owned by the machine until taken (set to -1) */
     pid_t pid;     /* the process whose end is the machine's end */
     char *console; /* path of the console log (serial output, or the runtime's stderr); owned */
-    bool emulated; /* TCG: time limits are five times as long */
+    bool emulated; /* TCG: machine_limit() */
     char dns[48];  /* the nameserver inside; "" without a network */
     const char *program; /* "QEMU", "runc": for messages */
     char *log;           /* its own messages (stderr); owned */
@@ -59,6 +59,10 @@ struct machine {
     struct console *console_log; /* who fills the console's file (builder/console.h); owned */
     void *private_data;
 };
+
+/* @ms, or five times that where the guest is emulated: no limit is meant for one. */
+#define EMULATION_FACTOR 5
+int64_t machine_limit(const struct machine *m, int64_t ms);
 
 struct machine_driver {
     const char *name; /* "vm", "container" */

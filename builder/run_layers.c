@@ -16,11 +16,8 @@
 #include <sys/statvfs.h>
 
 enum {
-    HELLO_TIMEOUT_MS = 30000,        /* from the machine's start to the agent's first word */
     COMMAND_TIMEOUT_MS = 60 * 60000, /* a command that names no limit of its own */
-    EMULATION_FACTOR = 5,            /* all limits, when the guest is emulated */
     SHUTDOWN_MS = 3000,
-    AGENT_SILENCE_MS = 30000, /* it has a heartbeat of 2 s */
 };
 /* The same for every build: what commands write of it into files is reused under other names. */
 #define BUILD_HOSTNAME "builder"
@@ -144,11 +141,6 @@ static void on_note(void *arg, const char *text)
     emit_note(&((struct build *)arg)->em, "%s", text);
 }
 
-static int64_t scaled(const struct machine *m, int64_t ms)
-{
-    return m->emulated ? ms * EMULATION_FACTOR : ms;
-}
-
 /* When the machine itself ended, that is the reason, and its console says more than a closed
  * stream. */
 static int explain_end(struct talk *t, struct cb_error *err)
@@ -212,14 +204,11 @@ static int start_machine(struct talk *t, const char *lower, struct cb_error *err
     if ((rc = driver->start(b->settings, &spec, &t->m, err)) < 0)
         return cb_wrap(err, "start the %s", driver->name);
     struct session_callbacks cb = {.output = on_output, .note = on_note, .arg = b};
-    int stream = t->m->stream;
-    t->m->stream = -1;
-    rc = session_open(stream, scaled(t->m, HELLO_TIMEOUT_MS), &cb, &t->s, err);
+    rc = session_with(t->m, 0, &cb, &t->s, err);
     if (rc < 0) {
         cb_wrap(err, "the builder's agent did not answer");
         return explain_end(t, err);
     }
-    session_set_silence(t->s, scaled(t->m, AGENT_SILENCE_MS));
     struct guest_setup g = {
         .hostname = BUILD_HOSTNAME,
         .image_env = &b->base.config.env,
@@ -270,7 +259,7 @@ static int run_command(struct talk *t, const struct layer *l, size_t i, struct c
         .argv = cmd->script ? NULL : &cmd->args,
         .as_root = cmd->run_as_root,
         .env = &cmd->env_variables,
-        .timeout_ms = cmd->timeout_ms ? cmd->timeout_ms : scaled(t->m, COMMAND_TIMEOUT_MS),
+        .timeout_ms = cmd->timeout_ms ? cmd->timeout_ms : machine_limit(t->m, COMMAND_TIMEOUT_MS),
     };
     struct step_result r = {0};
     int rc = session_step(t->s, &g, &r, err);

@@ -13,10 +13,11 @@
 #include <stdatomic.h>
 #include <string.h>
 
-#define SILENCE_MS 30000
-#define SETUP_MS 300000
-#define LAYER_END_MS 3600000
-#define STEP_MARGIN_MS 60000 /* the agent keeps the limit itself; we only when it does not */
+#define SILENCE_MS INT64_C(30000) /* the agent has a heartbeat of 2 s */
+#define SETUP_MS INT64_C(300000)
+#define LAYER_END_MS INT64_C(3600000)
+#define STEP_MARGIN_MS                                                                             \
+    INT64_C(60000) /* the agent keeps the limit itself; we only when it does not */
 #define DIFF_MAX (1ull << 42)
 #define OUTPUT_ALIGN 4096u
 #define TICK_MS 1000
@@ -27,6 +28,7 @@ struct session {
     struct cb_buf in;
     uint8_t *out; /* FRAME_HEAD + FRAME_REQUEST_MAX */
     int64_t silence_ms, heard_at, ticked_at;
+    int factor;          /* of the limits below: 1, more where the guest is emulated */
     uint32_t step;       /* whose output may come */
     uint64_t output_end; /* where the last diff ended */
     bool dead;           /* an error that nothing can follow */
@@ -262,7 +264,7 @@ static int send_frame(struct session *s, const struct frame_out *o, struct cb_er
     if (o->over)
         return cb_fail(err, CB_E_LIMIT, "the request is larger than %u KiB",
                        FRAME_REQUEST_MAX >> 10);
-    int64_t deadline = cb_monotonic_ms() + SETUP_MS;
+    int64_t deadline = cb_monotonic_ms() + SETUP_MS * s->factor;
     s->heard_at = cb_monotonic_ms(); /* while nobody listened, nobody was heard */
     for (size_t at = 0; at < o->len;) {
         ssize_t n = write(s->fd, o->p + at, o->len - at);
@@ -370,6 +372,7 @@ int session_open(int fd, int64_t timeout_ms, const struct session_callbacks *cb,
     s->fd = fd;
     s->cb = *cb;
     s->silence_ms = timeout_ms;
+    s->factor = 1;
     s->heard_at = s->ticked_at = cb_monotonic_ms();
     s->out = cb_xmalloc(FRAME_HEAD + FRAME_REQUEST_MAX);
     cb_buf_init(&s->in, FRAME_HEAD + FRAME_REPLY_MAX);
@@ -394,9 +397,15 @@ int session_open(int fd, int64_t timeout_ms, const struct session_callbacks *cb,
         return cb_wrap(err, "wait for the agent");
     }
     pop(s, &r);
-    s->silence_ms = SILENCE_MS;
+    session_scale(s, 1);
     *out = s;
     return 0;
+}
+
+void session_scale(struct session *s, int factor)
+{
+    s->silence_ms = SILENCE_MS * factor;
+    s->factor = factor;
 }
 
 void session_set_silence(struct session *s, int64_t ms)
@@ -457,7 +466,7 @@ int session_setup(struct session *s, const struct guest_setup *g, struct cb_erro
     frame_put_text(&o, TAG_OUTPUT, g->output_dev);
     if (g->time_ms > 0)
         frame_put_number(&o, TAG_TIME, (uint64_t)g->time_ms);
-    int rc = ask(s, &o, SETUP_MS, err);
+    int rc = ask(s, &o, SETUP_MS * s->factor, err);
     return rc < 0 ? cb_wrap(err, "prepare the builder") : 0;
 }
 
@@ -469,7 +478,7 @@ int session_layer_begin(struct session *s, const struct guest_layer *l, struct c
     put_env(&o, l->env);
     frame_put_text(&o, TAG_WORKDIR, l->workdir);
     frame_put_text(&o, TAG_USER, l->user);
-    int rc = ask(s, &o, SETUP_MS, err);
+    int rc = ask(s, &o, SETUP_MS * s->factor, err);
     return rc < 0 ? cb_wrap(err, "begin layer %s", l->name) : 0;
 }
 
@@ -515,7 +524,8 @@ int session_step(struct session *s, const struct guest_step *st, struct step_res
     if (st->timeout_ms > 0)
         frame_put_number(&o, TAG_TIMEOUT, (uint64_t)st->timeout_ms);
     s->step = st->step;
-    int64_t limit = st->timeout_ms > 0 ? st->timeout_ms + STEP_MARGIN_MS : INT64_MAX / 2;
+    int64_t limit =
+        st->timeout_ms > 0 ? st->timeout_ms + STEP_MARGIN_MS * s->factor : INT64_MAX / 2;
     int rc = send_frame(s, &o, err);
     return rc < 0 ? rc : wait_step(s, limit, out, err);
 }
@@ -527,7 +537,7 @@ int session_layer_end(struct session *s, struct guest_diff *out, struct cb_error
     begin(s, &o, FRAME_LAYER_END, 0);
     int rc = send_frame(s, &o, err);
     if (rc == 0)
-        rc = expect(s, FRAME_LAYER_DONE, LAYER_END_MS, &r, err);
+        rc = expect(s, FRAME_LAYER_DONE, LAYER_END_MS * s->factor, &r, err);
     if (rc < 0)
         return cb_wrap(err, "take out the layer's changes");
     struct guest_diff d = {0};

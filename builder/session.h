@@ -27,7 +27,16 @@ struct session;
 int session_open(int fd, int64_t timeout_ms, const struct session_callbacks *cb,
                  struct session **out, struct cb_error *err);
 void session_free(struct session *s); /* NULL is fine */
-/* How long the agent may be silent before it counts as dead; 30 s unless told (emulated: 150 s). */
+struct machine;
+/* The same with the agent of a machine that was just started: its stream is taken. The first word
+ * may take 30 s and at most @most_ms (0: no such limit); every limit of the session, this one too,
+ * is five times as long where the guest is emulated. */
+int session_with(struct machine *m, int64_t most_ms, const struct session_callbacks *cb,
+                 struct session **out, struct cb_error *err);
+/* Sets the session's own limits to @factor times the usual: silence after which the agent counts as
+ * dead (30 s), answers to a request (5 min), taking out a layer (1 h). */
+void session_scale(struct session *s, int factor);
+/* How long the agent may be silent before it counts as dead. */
 void session_set_silence(struct session *s, int64_t ms);
 /* Async-signal-safe, process-wide: all sessions return -CB_E_CANCELED. */
 void session_cancel(void);

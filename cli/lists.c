@@ -9,38 +9,45 @@
 #include <stdlib.h>
 #include <string.h>
 
-int cmd_logs(struct cli_args *a)
+/* Opens the queue, with what the dead left removed, for @fn. */
+static int with_queue(struct cli_args *a, int (*fn)(struct cli_args *, struct queue *))
 {
     struct settings *s = NULL;
     struct queue *q = NULL;
     int rc = cli_settings(a, &s);
     if (rc)
         return rc;
-    if ((rc = cli_open_queue(s, &q)) != 0) {
-        settings_free(s);
-        return rc;
-    }
-    cli_clean_up_after_the_dead(s, q);
-    CB_AUTO_ERROR err = CB_ERROR_INIT;
-    char id[BUILD_ID_LEN + 1];
-    if (queue_find(q, a->words.n ? a->words.v[0] : NULL, id, &err) < 0) {
-        rc = cli_fail(&err);
-    } else {
-        struct render *r = render_new(a->progress, stdout, id);
-        uint64_t seq = 0;
-        if (a->follow) {
-            CB_AUTO_FD sig = cli_signal_fd();
-            bool interrupted = false;
-            (void)render_follow(r, q, id, &seq, sig, &interrupted);
-            rc = interrupted ? EXIT_INTERRUPTED : EXIT_DONE;
-        } else {
-            (void)render_catch_up(r, q, id, &seq);
-        }
-        render_free(r);
+    if ((rc = cli_open_queue(s, &q)) == 0) {
+        cli_clean_up_after_the_dead(s, q);
+        rc = fn(a, q);
     }
     queue_free(q);
     settings_free(s);
     return rc;
+}
+
+static int show_log(struct cli_args *a, struct queue *q)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    char id[BUILD_ID_LEN + 1];
+    if (queue_find(q, a->words.n ? a->words.v[0] : NULL, id, &err) < 0)
+        return cli_fail(&err);
+    struct render *r = render_new(a->progress, stdout, id);
+    uint64_t seq = 0;
+    bool interrupted = false;
+    if (a->follow) {
+        CB_AUTO_FD sig = cli_signal_fd();
+        (void)render_follow(r, q, id, &seq, sig, &interrupted);
+    } else {
+        (void)render_catch_up(r, q, id, &seq);
+    }
+    render_free(r);
+    return interrupted ? EXIT_INTERRUPTED : EXIT_DONE;
+}
+
+int cmd_logs(struct cli_args *a)
+{
+    return with_queue(a, show_log);
 }
 
 static json_t *build_json(const struct build_record *b)
@@ -72,23 +79,13 @@ static void print_build(const struct build_record *b)
     putchar('\n');
 }
 
-int cmd_builds(struct cli_args *a)
+static int list_builds(struct cli_args *a, struct queue *q)
 {
-    struct settings *s = NULL;
-    struct queue *q = NULL;
-    int rc = cli_settings(a, &s);
-    if (rc)
-        return rc;
-    if ((rc = cli_open_queue(s, &q)) != 0) {
-        settings_free(s);
-        return rc;
-    }
-    cli_clean_up_after_the_dead(s, q);
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct build_record *v = NULL;
     size_t n = 0;
     if (queue_list(q, a->words.n ? a->words.v[0] : NULL, 0, &v, &n, &err) < 0)
-        rc = cli_fail(&err);
+        return cli_fail(&err);
     json_auto_t *all = json_array();
     for (size_t i = 0; i < n; i++) {
         if (a->json)
@@ -98,15 +95,18 @@ int cmd_builds(struct cli_args *a)
         build_record_release(&v[i]);
     }
     free(v);
-    if (a->json && rc == 0) {
+    if (a->json) {
         json_dumpf(all, stdout, JSON_INDENT(2));
         putchar('\n');
-    } else if (n == 0 && rc == 0) {
+    } else if (n == 0) {
         puts("no builds yet: capsule-build FILE makes one");
     }
-    queue_free(q);
-    settings_free(s);
-    return rc;
+    return EXIT_DONE;
+}
+
+int cmd_builds(struct cli_args *a)
+{
+    return with_queue(a, list_builds);
 }
 
 static int with_store(struct cli_args *a, int (*fn)(struct cli_args *, struct store *))
