@@ -31,6 +31,12 @@ static const struct wanted {
     {"crc32c_generic", false}, {"ext4", true},           {"overlay", true},
 };
 
+/* What disks and networks of other hypervisors need. Guests load it when their root is a partition
+ * of an ordinary disk (`root=` on the command line), as in the images that are made to be carried
+ * elsewhere. */
+static const char *const hardware[] = {"virtio_scsi", "sd_mod",    "gve",          "ena",
+                                       "hv_storvsc",  "hv_netvsc", "xen_blkfront", "xen_netfront"};
+
 struct module_file {
     char *name; /* "virtio_blk"; owned */
     char *path; /* owned */
@@ -45,6 +51,7 @@ struct composer {
     size_t n_files, cap_files;
     struct module mods[MODULES_MAX]; /* in load order */
     size_t n_mods;
+    size_t n_always;       /* of them; the others are for other hardware */
     struct cb_buf builtin; /* modules.builtin, with a newline in front */
 };
 
@@ -208,6 +215,9 @@ static int collect(struct composer *c, struct cb_error *err)
         }
         rc = add_module(c, wanted[i].name, 0, err);
     }
+    c->n_always = c->n_mods;
+    for (size_t i = 0; rc == 0 && i < sizeof(hardware) / sizeof(hardware[0]); i++)
+        rc = add_module(c, hardware[i], 0, err);
     return rc;
 }
 
@@ -248,12 +258,15 @@ static void cpio_all(struct cpio *cpio, const struct composer *c, const struct c
     cpio_add(cpio, "init", S_IFREG | 0755, 0, 0, agent->data, agent->len);
     cpio_add(cpio, "modules", S_IFDIR | 0755, 0, 0, NULL, 0);
     CB_AUTO_BUF list = CB_BUF_INIT((size_t)MODULES_MAX * 256);
+    CB_AUTO_BUF more = CB_BUF_INIT((size_t)MODULES_MAX * 256);
     for (size_t i = 0; i < c->n_mods; i++) {
         CB_AUTO_FREE char *name = cb_xasprintf("modules/%s.ko", c->mods[i].name);
         cpio_add(cpio, name, S_IFREG | 0644, 0, 0, c->mods[i].data.data, c->mods[i].data.len);
-        (void)cb_buf_addf(&list, "/%s\n", name);
+        (void)cb_buf_addf(i < c->n_always ? &list : &more, "/%s\n", name);
     }
     cpio_add(cpio, "modules.list", S_IFREG | 0644, 0, 0, list.data, list.len);
+    if (more.len)
+        cpio_add(cpio, "modules.hardware", S_IFREG | 0644, 0, 0, more.data, more.len);
     cpio_add(cpio, "TRAILER!!!", 0, 0, 0, NULL, 0);
 }
 

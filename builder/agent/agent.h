@@ -291,6 +291,7 @@ int build_loop(const struct build_mode *m, struct chan *c);
 /* What the kernel's command line tells us ("capsule.mode=build"). */
 struct cmdline {
     char mode[16], ip[24], gw[16], dns[64], hostname[65];
+    char root[80]; /* root=: "PARTLABEL=NAME" or "/dev/NAME"; empty: the disk with that serial */
     unsigned prefix;
     bool reboot_ends; /* capsule.poweroff=reboot: a machine without a power switch */
     bool no_shell;    /* capsule.shell=0 */

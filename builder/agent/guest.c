@@ -85,6 +85,7 @@ void cmdline_parse(const char *text, struct cmdline *c)
                 c->no_shell = strcmp(v, "0") == 0;
             } else {
                 (void)(value_of(word, "capsule.mode", c->mode, sizeof c->mode) ||
+                       value_of(word, "root", c->root, sizeof c->root) ||
                        value_of(word, "capsule.gw", c->gw, sizeof c->gw) ||
                        value_of(word, "capsule.dns", c->dns, sizeof c->dns) ||
                        value_of(word, "capsule.hostname", c->hostname, sizeof c->hostname));
@@ -115,15 +116,27 @@ static void load_module(const char *path)
     (void)unlink(path); /* the initramfs is memory */
 }
 
-static void load_modules(void)
+static void for_each_line(const char *path, void (*fn)(const char *line))
 {
     struct text list = {0};
-    if (read_file("/modules.list", 65536, &list) == 0) {
+    if (read_file(path, 65536, &list) == 0) {
         char *save = NULL;
         for (char *p = strtok_r(list.p, "\n", &save); p; p = strtok_r(NULL, "\n", &save))
-            load_module(p);
+            fn(p);
     }
     text_release(&list);
+}
+
+static void drop_module(const char *path)
+{
+    (void)unlink(path);
+}
+
+/* Those for other machines than ours are needed only where the root is on an ordinary disk. */
+static void load_modules(bool hardware)
+{
+    for_each_line("/modules.list", load_module);
+    for_each_line("/modules.hardware", hardware ? load_module : drop_module);
 }
 
 /* --- network --- */
@@ -248,6 +261,48 @@ static bool find_disk(const char *serial, char *out, size_t size)
     return found;
 }
 
+/* The partition whose name (in a GPT) is @name, as a path in /dev. */
+static bool find_partition(const char *name, char *out, size_t size)
+{
+    DIR *d = opendir("/sys/class/block");
+    bool found = false;
+    const struct dirent *e;
+    while (d && !found && (e = readdir(d))) {
+        char path[300], line[96];
+        struct text t = {0};
+        if (e->d_name[0] == '.')
+            continue;
+        (void)snprintf(path, sizeof path, "/sys/class/block/%s/uevent", e->d_name);
+        (void)snprintf(line, sizeof line, "\nPARTNAME=%s\n", name);
+        found = read_file(path, 4096, &t) == 0 && strstr(t.p, line);
+        text_release(&t);
+        if (found)
+            (void)snprintf(out, size, "/dev/%s", e->d_name);
+    }
+    if (d)
+        (void)closedir(d);
+    return found;
+}
+
+/* What `root=` names, once it is there. */
+static int wait_root(const char *root, char *out, size_t size, struct fail *f)
+{
+    static const char label[] = "PARTLABEL=";
+    bool by_label = strncmp(root, label, sizeof label - 1) == 0;
+    if (!by_label && strncmp(root, "/dev/", 5) != 0)
+        return fail_set(f, FAIL_SYSTEM, "root=%s: neither PARTLABEL=NAME nor /dev/NAME", root);
+    int64_t until = now_ms() + DEVICE_WAIT_MS;
+    if (!by_label)
+        (void)snprintf(out, size, "%s", root);
+    while ((by_label && !find_partition(root + sizeof label - 1, out, size)) ||
+           access(out, F_OK) < 0) {
+        if (now_ms() >= until)
+            return fail_set(f, FAIL_SYSTEM, "root=%s did not appear", root);
+        pause_ms(10);
+    }
+    return 0;
+}
+
 static int wait_disk(const char *serial, char *out, size_t size, struct fail *f)
 {
     int64_t until = now_ms() + DEVICE_WAIT_MS;
@@ -364,10 +419,24 @@ static int build_mode(struct fail *f)
     return 0;
 }
 
-static int boot_mode(struct fail *f)
+static int mount_root(const char *root, const char *at, struct fail *f)
+{
+    char dev[300] = "";
+    if (!root[0])
+        return mount_disk("root", at, 0, NULL, f);
+    if (wait_root(root, dev, sizeof dev, f) < 0)
+        return -1;
+    if (mkdir(at, 0755) < 0 && errno != EEXIST)
+        return fail_sys(f, errno, "make %s", at);
+    if (mount(dev, at, "ext4", 0, NULL) < 0)
+        return fail_sys(f, errno, "mount root=%s (%s)", root, dev);
+    return 0;
+}
+
+static int boot_mode(const struct cmdline *c, struct fail *f)
 {
     int self = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
-    if (mount_disk("root", "/newroot", 0, NULL, f) < 0 || switch_root("/newroot", f) < 0)
+    if (mount_root(c->root, "/newroot", f) < 0 || switch_root("/newroot", f) < 0)
         return -1;
     char name[] = "capsule-agent", word[] = "init";
     char *const argv[] = {name, word, NULL};
@@ -404,14 +473,14 @@ _Noreturn void guest_main(void)
         console_say("probe ok");
         machine_end(&c);
     }
-    load_modules();
+    load_modules(c.root[0] != 0);
     int rc;
     if (strcmp(c.mode, "build") == 0) {
         rc = network_up(&c, &f);
         if (rc == 0)
             rc = build_mode(&f);
     } else if (strcmp(c.mode, "boot") == 0) {
-        rc = boot_mode(&f); /* the network is the booted agent's */
+        rc = boot_mode(&c, &f); /* the network is the booted agent's */
     } else {
         rc = fail_set(&f, FAIL_SYSTEM, "capsule.mode=%s: not one of build, boot, probe", c.mode);
     }

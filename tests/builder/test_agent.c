@@ -243,8 +243,11 @@ static void test_kernel_command_line_is_read(void **state)
     assert_string_equal(c.hostname, "web");
     assert_true(c.reboot_ends);
     assert_false(c.no_shell);
-    cmdline_parse("capsule.mode=0123456789012345678901234567890 capsule.shell=0 capsule.modes=x",
+    assert_string_equal(c.root, "");
+    cmdline_parse("capsule.mode=0123456789012345678901234567890 capsule.shell=0 capsule.modes=x"
+                  " root=PARTLABEL=capsule-1",
                   &c);
+    assert_string_equal(c.root, "PARTLABEL=capsule-1");
     assert_string_equal(c.mode, "");
     assert_true(c.no_shell);
 }

@@ -60,6 +60,8 @@ static void make_tree(const char *dir)
     add_module(dir, "m/kernel/z/virtio.ko", "");
     add_module(dir, "m/kernel/fs/overlay.ko", "");
     add_module(dir, "m/kernel/fs/unrelated.ko", "virtio");
+    add_module(dir, "m/kernel/scsi/sd_mod.ko", "scsi_mod,virtio");
+    add_module(dir, "m/kernel/scsi/scsi_mod.ko", "");
     write_file(dir, "agent", "I am the agent", 14);
 }
 
@@ -95,6 +97,8 @@ static void test_initramfs_reads_back_with_modules_in_load_order(void **state)
         if (strcmp(name, "modules.list") == 0)
             assert_string_equal(text, "/modules/virtio.ko\n/modules/virtio_ring.ko\n"
                                       "/modules/virtio_blk.ko\n/modules/overlay.ko\n");
+        if (strcmp(name, "modules.hardware") == 0)
+            assert_string_equal(text, "/modules/scsi_mod.ko\n/modules/sd_mod.ko\n");
         if (strcmp(name, "modules/overlay.ko") == 0)
             assert_true(n > 0 && memcmp(text, ELFMAG, SELFMAG) == 0);
     }
@@ -103,7 +107,8 @@ static void test_initramfs_reads_back_with_modules_in_load_order(void **state)
                         "dev:40755 proc:40755 sys:40755 run:40755 tmp:40755 mnt:40755 root:40755 "
                         "dev/console:20600 init:100755 modules:40755 modules/virtio.ko:100644 "
                         "modules/virtio_ring.ko:100644 modules/virtio_blk.ko:100644 "
-                        "modules/overlay.ko:100644 modules.list:100644 ");
+                        "modules/overlay.ko:100644 modules/scsi_mod.ko:100644 "
+                        "modules/sd_mod.ko:100644 modules.list:100644 modules.hardware:100644 ");
 }
 
 static void test_initramfs_is_the_same_for_the_same_input(void **state)
