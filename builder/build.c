@@ -59,6 +59,7 @@ void build_release(struct build *b)
     free(b->agent_path);
     kernel_release(&b->kernel);
     free(b->initramfs);
+    free(b->base_source);
     base_image_release(&b->base);
     cache_key_release(&b->base_key);
     for (size_t i = 0; i < b->n_layers; i++) {

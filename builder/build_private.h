@@ -36,6 +36,7 @@ struct build {
     char *initramfs; /* path */
     struct cb_digest initramfs_digest;
 
+    char *base_source; /* base_image with an absolute path */
     struct base_image base;
     struct cache_key base_key;
     struct build_layer *layers;

@@ -84,8 +84,8 @@ static int resolve_by_lock(struct build *b, struct cb_error *err)
         cb_hint(err, "build once without --locked to take the new base image");
         rc = -CB_E_CONFIG;
     } else {
-        rc = image_resolve_locked(b->store, b->settings, text, &m->base_digest, ARCH, b->o->pull,
-                                  &b->em.progress, &b->base, err);
+        rc = image_resolve_locked(b->store, b->settings, b->base_source, &m->base_digest, ARCH,
+                                  b->o->pull, &b->em.progress, &b->base, err);
         b->locked_by = m->version;
     }
     template_manifest_free(m);
@@ -111,7 +111,8 @@ static int resolve_now(struct build *b, struct cb_error *err)
         return rc;
     CB_AUTO_ERROR miss = CB_ERROR_INIT;
     enum pull_policy pull = builtin && b->look ? PULL_NEVER : b->o->pull;
-    rc = image_resolve(b->store, b->settings, text, ARCH, pull, &b->em.progress, &b->base, &miss);
+    rc = image_resolve(b->store, b->settings, b->base_source, ARCH, pull, &b->em.progress, &b->base,
+                       &miss);
     if (rc == -(int)CB_E_NOTFOUND && builtin && b->look) {
         unknown(b,
                 "base image: %s is not made yet (a build makes it); its digest, all cache keys "
@@ -122,23 +123,56 @@ static int resolve_now(struct build *b, struct cb_error *err)
     return rc < 0 ? cb_error_move(err, &miss) : 0;
 }
 
+/* What base_image means here: a path of its own folder, and not the template itself. */
+static int place_base(struct build *b, struct cb_error *err)
+{
+    const char *text = b->c->base_image;
+    if (image_ref_is_relative(text) && !b->o->base_dir)
+        return cb_fail(err, CB_E_CONFIG, "base_image %s: the folder of the config is not known",
+                       text);
+    b->base_source = image_ref_below(text, b->o->base_dir ? b->o->base_dir : "/");
+    if (strncmp(text, "template:", 9) == 0 && strcmp(text + 9, b->name) == 0) {
+        cb_fail(err, CB_E_CONFIG,
+                "%s cannot be built on its own version in use: every build would "
+                "add its layers once more",
+                b->name);
+        return cb_hint(err, "give it another name, or name one version: template:%s:1", b->name);
+    }
+    return 0;
+}
+
+/* The words behind "NAME is DIGEST". Owned. */
+static char *how_resolved(const struct build *b)
+{
+    CB_AUTO_BUF out = CB_BUF_INIT(1024);
+    if (b->base.template_version)
+        (void)cb_buf_addf(&out, " (version %llu)", (unsigned long long)b->base.template_version);
+    if (b->locked_by)
+        (void)cb_buf_addf(&out, " (locked by version %llu)", (unsigned long long)b->locked_by);
+    if (b->base.from_lock)
+        (void)cb_buf_adds(&out, b->base.ref.kind == SOURCE_REGISTRY
+                                    ? " (as last seen: the registry could not be asked)"
+                                    : " (as last seen: it is not there any more)");
+    return cb_buf_take(&out);
+}
+
 static int resolve_base(struct build *b, struct cb_error *err)
 {
     const char *text = b->c->base_image;
     CB_AUTO_FREE char *what = cb_xasprintf("resolve %s", text);
     emit_step_start(&b->em, PHASE_RESOLVE, NULL, what);
-    int rc = b->o->locked ? resolve_by_lock(b, err) : resolve_now(b, err);
+    int rc = place_base(b, err);
+    if (rc < 0)
+        return rc;
+    rc = b->o->locked ? resolve_by_lock(b, err) : resolve_now(b, err);
     if (rc < 0)
         return rc;
     b->have_base = b->unknown.n == 0;
     if (b->have_base) {
         char digest[CB_DIGEST_LEN + 1];
         cb_digest_text(&b->base.manifest, digest);
-        CB_AUTO_FREE char *lock = b->locked_by ? cb_xasprintf(" (locked by version %llu)",
-                                                              (unsigned long long)b->locked_by)
-                                               : NULL;
-        emit_note(&b->em, "%s is %s%s%s", text, digest, lock ? lock : "",
-                  b->base.from_lock ? " (as last seen: the registry could not be asked)" : "");
+        CB_AUTO_FREE char *how = how_resolved(b);
+        emit_note(&b->em, "%s is %s%s", text, digest, how);
     }
     emit_step_end(&b->em, 0, NULL);
     return 0;
@@ -248,7 +282,11 @@ json_t *build_lock(const struct build *b)
 {
     char digest[CB_DIGEST_LEN + 1];
     cb_digest_text(&b->base.manifest, digest);
-    return json_pack("{s:s, s:s}", "base_image", b->c->base_image, "manifest", digest);
+    json_t *o = json_pack("{s:s, s:s}", "base_image", b->c->base_image, "manifest", digest);
+    if (o && b->base.template_version)
+        (void)json_object_set_new(o, "template_version",
+                                  json_integer((json_int_t)b->base.template_version));
+    return o;
 }
 
 /* A published version that need not be made again: it has this key, and was booted if this one

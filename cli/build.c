@@ -132,7 +132,9 @@ static int submit(const struct cli_args *a, struct settings *s, const struct wor
                               .boot_timeout_ms = a->boot_timeout_ms,
                               .isolation = (enum isolation)isolation_from_name(s->isolation),
                               .pull = (enum pull_policy)pull_from_name(s->pull)};
+    build_options_place(&o, c);
     CB_AUTO_FREE char *options = build_options_dump(&o);
+    build_options_release(&o);
     CB_AUTO_FREE char *config = config_dump(c);
     CB_AUTO_FREE char *name = config_name(c);
     struct build_spec spec = {

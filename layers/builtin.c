@@ -26,13 +26,18 @@ enum {
     INRELEASE_TRIES = 3,
 };
 
+/* schemas/reference.c has the names. */
 struct recipe {
     const char *name;
     const char *suite;
     const char *variant;
+    const char *kept; /* the name it is kept under: two names of one thing are made once */
 };
 static const struct recipe recipes[] = {
-    {"minimal-debian", "bookworm", "minbase"},
+    {"minimal-debian", "bookworm", "minbase", "minimal-debian"},
+    {"minimal-debian:bookworm", "bookworm", "minbase", "minimal-debian"},
+    {"minimal-debian:trixie", "trixie", "minbase", "minimal-debian:trixie"},
+    {"minimal-debian:bullseye", "bullseye", "minbase", "minimal-debian:bullseye"},
 };
 
 /* What the image is told of where packages come from: the public archive, whoever made the image.
@@ -444,7 +449,7 @@ static int put_lock(struct store *s, const struct recipe *r, const char *arch,
     json_auto_t *o = json_pack("{s:s, s:s, s:s, s:s, s:I, s:I}", "manifest", m, "inrelease", in,
                                "suite", r->suite, "arch", arch, "archive_s",
                                (json_int_t)from->epoch, "resolved_ms", (json_int_t)cb_now_ms());
-    CB_AUTO_FREE char *name = note_name(r->name, arch);
+    CB_AUTO_FREE char *name = note_name(r->kept, arch);
     char *text = json_dumps(o, JSON_COMPACT | JSON_SORT_KEYS);
     int rc = store_note_put(s, name, text, err);
     free(text);
@@ -523,22 +528,22 @@ int builtin_resolve(struct store *s, const struct settings *settings, const char
     const struct recipe *r = find_recipe(name);
     if (!r)
         return cb_fail(err, CB_E_BUG, "no built-in base of that name");
-    if (from_store(s, name, arch, out))
+    if (from_store(s, r->kept, arch, out))
         return 0;
     if (policy == PULL_NEVER) {
         cb_fail(err, CB_E_NOTFOUND, "not made yet, and nobody may be asked (--pull never)");
         return cb_hint(err, "Build once with --pull missing or --pull always.");
     }
-    CB_AUTO_FD turn = take_turn(s, name, p, err);
+    CB_AUTO_FD turn = take_turn(s, r->kept, p, err);
     if (turn < 0)
         return turn;
-    if (from_store(s, name, arch, out))
+    if (from_store(s, r->kept, arch, out))
         return 0; /* somebody made it while we waited */
     int rc = make(s, settings, r, arch, p, err);
     if (rc < 0)
         return rc;
-    return from_store(s, name, arch, out) ? 0
-                                          : cb_fail(err, CB_E_BUG, "made, but not in the store");
+    return from_store(s, r->kept, arch, out) ? 0
+                                             : cb_fail(err, CB_E_BUG, "made, but not in the store");
 }
 
 int image_builtin_renew(struct store *s, const struct settings *settings, const char *name,
@@ -547,7 +552,7 @@ int image_builtin_renew(struct store *s, const struct settings *settings, const 
     const struct recipe *r = find_recipe(name);
     if (!r)
         return cb_fail(err, CB_E_NOTFOUND, "image %s: no built-in base of that name", name);
-    CB_AUTO_FD turn = take_turn(s, name, p, err);
+    CB_AUTO_FD turn = take_turn(s, r->kept, p, err);
     if (turn < 0)
         return turn;
     return make(s, settings, r, "amd64", p, err) < 0 ? cb_wrap(err, "image %s", name) : 0;

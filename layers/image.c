@@ -1,6 +1,7 @@
 #include "layers/image.h"
 
 #include "layers/registry.h"
+#include "layers/source.h"
 #include "support/cleanup.h"
 #include "support/clock.h"
 #include "support/file.h"
@@ -246,8 +247,8 @@ static char *lock_name(const struct image_ref *ref)
     return cb_xasprintf("lock:%s", canonical);
 }
 
-static int lock_put(struct store *s, const struct image_ref *ref, const char *arch,
-                    const struct cb_digest *manifest, struct cb_error *err)
+int image_lock_put(struct store *s, const struct image_ref *ref, const char *arch,
+                   const struct cb_digest *manifest, struct cb_error *err)
 {
     char text[CB_DIGEST_LEN + 1];
     CB_AUTO_FREE char *name = lock_name(ref);
@@ -260,9 +261,8 @@ static int lock_put(struct store *s, const struct image_ref *ref, const char *ar
     return rc;
 }
 
-/* Fills @out with what the lock names, if all of that is still in the store: 1; else 0. */
-static int from_lock(struct store *s, const struct image_ref *ref, const char *arch,
-                     struct base_image *out, int64_t *resolved_ms)
+int image_from_lock(struct store *s, const struct image_ref *ref, const char *arch,
+                    struct base_image *out, int64_t *resolved_ms)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT; /* whatever is wrong with it: then there is no lock */
     CB_AUTO_BUF text = CB_BUF_INIT(0);
@@ -310,7 +310,7 @@ static int resolve_registry(struct store *s, const struct settings *settings,
     if (ref->has_digest) {
         if (from_digest(s, ref, arch, out))
             return 0;
-    } else if (policy != PULL_ALWAYS && from_lock(s, ref, arch, out, &when)) {
+    } else if (policy != PULL_ALWAYS && image_from_lock(s, ref, arch, out, &when)) {
         return 0;
     }
     if (policy == PULL_NEVER) {
@@ -320,9 +320,10 @@ static int resolve_registry(struct store *s, const struct settings *settings,
     CB_AUTO_ERROR asked = CB_ERROR_INIT;
     int rc = ask_registry(s, settings, ref, arch, p, out, &asked);
     if (rc == 0)
-        return ref->has_digest ? 0 : lock_put(s, ref, arch, &out->manifest, err);
+        return ref->has_digest ? 0 : image_lock_put(s, ref, arch, &out->manifest, err);
     base_image_release(out);
-    if (!cb_error_is_transient(&asked) || ref->has_digest || !from_lock(s, ref, arch, out, &when))
+    if (!cb_error_is_transient(&asked) || ref->has_digest ||
+        !image_from_lock(s, ref, arch, out, &when))
         return cb_error_move(err, &asked);
     char day[CB_RFC3339_LEN + 1], digest[CB_DIGEST_LEN + 1];
     cb_rfc3339(when, day);
@@ -344,13 +345,6 @@ static int resolve_scratch(const char *arch, struct base_image *out, struct cb_e
     return oci_config_parse(text, strlen(text), &out->config, err);
 }
 
-static int unsupported(const char *what, struct cb_error *err)
-{
-    cb_fail(err, CB_E_CONFIG, "not supported yet: %s as a base image", what);
-    return cb_hint(err, "Supported are images of a registry (\"debian:bookworm\", "
-                        "\"127.0.0.1:5000/app:1\"), minimal-debian and scratch.");
-}
-
 static int resolve(struct store *s, const struct settings *settings, const struct image_ref *ref,
                    const char *arch, enum pull_policy policy, const struct layers_progress *p,
                    struct base_image *out, struct cb_error *err)
@@ -359,9 +353,9 @@ static int resolve(struct store *s, const struct settings *settings, const struc
     case SOURCE_REGISTRY: return resolve_registry(s, settings, ref, arch, policy, p, out, err);
     case SOURCE_BUILTIN: return builtin_resolve(s, settings, ref->path, arch, policy, p, out, err);
     case SOURCE_SCRATCH: return resolve_scratch(arch, out, err);
-    case SOURCE_OCI_LAYOUT: return unsupported("an OCI layout (oci:)", err);
-    case SOURCE_DOCKER_ARCHIVE: return unsupported("a file of docker save (docker-archive:)", err);
-    case SOURCE_TEMPLATE: return unsupported("a template (template:)", err);
+    case SOURCE_OCI_LAYOUT:
+    case SOURCE_DOCKER_ARCHIVE:
+    case SOURCE_TEMPLATE: return source_resolve(s, ref, arch, policy, p, out, err);
     }
     return cb_fail(err, CB_E_BUG, "unknown kind of source");
 }
@@ -377,6 +371,8 @@ static int resolve_locked(struct store *s, const struct settings *settings, stru
         ref->digest = *manifest;
         return resolve_registry(s, settings, ref, arch, policy, p, out, err);
     }
+    if (source_is_local(ref->kind))
+        return source_resolve_locked(s, ref, manifest, arch, p, out, err);
     if (ref->kind != SOURCE_BUILTIN)
         return resolve(s, settings, ref, arch, policy, p, out, err);
     int rc = image_load(s, manifest, arch, out, err);

@@ -24,7 +24,9 @@ struct base_image {
     struct oci_image_config config;
     struct layer_blob *layers; /* bottom first; diff_id from the config */
     size_t n_layers;
-    bool from_lock; /* the registry could not be reached: the last lock was used */
+    uint64_t template_version; /* of template:NAME: the version that it meant; else 0 */
+    bool from_lock; /* the registry could not be reached, or the file is gone: the last lock was
+                     * used */
 };
 void base_image_release(struct base_image *b);
 
@@ -32,7 +34,9 @@ void base_image_release(struct base_image *b);
  * when it cannot be reached (a note says so); PULL_MISSING asks only without a lock; PULL_NEVER
  * never asks. A name that the registry does not know is -CB_E_NOTFOUND with the registry's words.
  * `minimal-debian` is made here when it is missing (mmdebstrap; minutes the first time), from
- * @settings->debian_mirror. */
+ * @settings->debian_mirror. Files and templates of this machine are read each time; with another
+ * policy than PULL_ALWAYS the last lock does when they are gone. Their paths must be absolute
+ * (image_ref_below()). */
 int image_resolve(struct store *s, const struct settings *settings, const char *text,
                   const char *arch, enum pull_policy policy, const struct layers_progress *p,
                   struct base_image *out, struct cb_error *err);

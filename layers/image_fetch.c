@@ -1,6 +1,7 @@
 #include "layers/flatten.h"
 #include "layers/image.h"
 #include "layers/registry.h"
+#include "layers/source.h"
 #include "layers/store_coming.h"
 #include "support/clock.h"
 #include "support/mem.h"
@@ -160,8 +161,10 @@ int image_fetch_start(struct store *s, const struct settings *settings, const st
     struct image_fetching *f = cb_xcalloc(1, sizeof(*f));
     *f = (struct image_fetching){.store = s, .base = b, .to = p, .first = CB_ERROR_INIT};
     (void)pthread_mutex_init(&f->lock, NULL);
-    list_missing(f);
-    if (f->n > 0 && fetch_missing(f, settings, err) < 0) {
+    int rc = source_is_local(b->ref.kind) ? source_fetch(s, b, p, err) : 0;
+    if (rc == 0)
+        list_missing(f);
+    if (rc < 0 || (f->n > 0 && fetch_missing(f, settings, err) < 0)) {
         call_off(f);
         release(f);
         return cb_wrap(err, "image %s", b->ref.text);

@@ -66,3 +66,9 @@ int image_read_small(struct store *s, const struct cb_digest *d, struct cb_buf *
  * missing. */
 int image_load(struct store *s, const struct cb_digest *digest, const char *arch,
                struct base_image *out, struct cb_error *err);
+/* What @ref was last resolved to. */
+int image_lock_put(struct store *s, const struct image_ref *ref, const char *arch,
+                   const struct cb_digest *manifest, struct cb_error *err);
+/* Fills @out with what the lock names, if its documents are still in the store: 1; else 0. */
+int image_from_lock(struct store *s, const struct image_ref *ref, const char *arch,
+                    struct base_image *out, int64_t *resolved_ms);

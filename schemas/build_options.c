@@ -1,5 +1,7 @@
 #include "schemas/build_options.h"
 
+#include "schemas/reference.h"
+#include "support/cleanup.h"
 #include "support/mem.h"
 
 #include <jansson.h>
@@ -27,13 +29,30 @@ int pull_from_name(const char *name)
     return find_name(name, pull_names, 3);
 }
 
+void build_options_place(struct build_options *o, const struct workload_config *c)
+{
+    if (!c->base_image || !image_ref_is_relative(c->base_image))
+        return;
+    const char *file = c->file && strcmp(c->file, "-") != 0 ? c->file : "./onboard.yaml";
+    const char *slash = strrchr(file, '/');
+    CB_AUTO_FREE char *dir =
+        slash ? cb_xstrndup(file, (size_t)(slash - file) + 1) : cb_xstrdup(".");
+    o->base_dir = realpath(dir, NULL);
+}
+
+void build_options_release(struct build_options *o)
+{
+    free(o->base_dir);
+    o->base_dir = NULL;
+}
+
 char *build_options_dump(const struct build_options *o)
 {
-    json_t *j = json_pack("{s:s, s:s, s:b, s:b, s:b, s:b, s:b, s:I}", "isolation",
+    json_t *j = json_pack("{s:s, s:s, s:b, s:b, s:b, s:b, s:b, s:I, s:s*}", "isolation",
                           isolation_names[o->isolation], "pull", pull_names[o->pull], "force",
                           o->force, "clean", o->clean, "renew_builtin", o->renew_builtin, "locked",
                           o->locked, "no_boot_check", o->no_boot_check, "boot_timeout_ms",
-                          (json_int_t)o->boot_timeout_ms);
+                          (json_int_t)o->boot_timeout_ms, "base_dir", o->base_dir);
     char *text = j ? json_dumps(j, JSON_SORT_KEYS | JSON_COMPACT) : NULL;
     json_decref(j);
     return text ? text : cb_xstrdup("{}");
@@ -43,16 +62,16 @@ int build_options_parse(const char *text, struct build_options *o, struct cb_err
 {
     json_error_t je;
     json_auto_t *j = json_loads(text, JSON_REJECT_DUPLICATES, &je);
-    const char *iso = "auto", *pull = "always";
+    const char *iso = "auto", *pull = "always", *base_dir = NULL;
     int force = 0, clean = 0, renew = 0, locked = 0, no_check = 0;
     json_int_t timeout = 0;
-    if (!j || json_unpack_ex(j, &je, JSON_STRICT, "{s?s, s?s, s?b, s?b, s?b, s?b, s?b, s?I}",
+    if (!j || json_unpack_ex(j, &je, JSON_STRICT, "{s?s, s?s, s?b, s?b, s?b, s?b, s?b, s?I, s?s}",
                              "isolation", &iso, "pull", &pull, "force", &force, "clean", &clean,
                              "renew_builtin", &renew, "locked", &locked, "no_boot_check", &no_check,
-                             "boot_timeout_ms", &timeout) < 0)
+                             "boot_timeout_ms", &timeout, "base_dir", &base_dir) < 0)
         return cb_fail(err, CB_E_CORRUPT, "build options: %s", je.text);
     int i = isolation_from_name(iso), p = pull_from_name(pull);
-    if (i < 0 || p < 0 || timeout < 0 || timeout > 86400000)
+    if (i < 0 || p < 0 || timeout < 0 || timeout > 86400000 || (base_dir && *base_dir != '/'))
         return cb_fail(err, CB_E_CORRUPT, "build options: a value is out of range");
     o->isolation = (enum isolation)i;
     o->pull = (enum pull_policy)p;
@@ -62,6 +81,27 @@ int build_options_parse(const char *text, struct build_options *o, struct cb_err
     o->locked = locked != 0;
     o->no_boot_check = no_check != 0;
     o->boot_timeout_ms = timeout;
+    o->base_dir = cb_xstrdup0(base_dir);
+    return 0;
+}
+
+/* Nothing of an empty image can run a command; files that a layer takes from outside might. */
+static int refuse_on_scratch(const struct workload_config *c, struct cb_error *err)
+{
+    for (size_t i = 0; i < c->n_layers; i++) {
+        const struct layer *l = &c->layers[i];
+        if (l->n_context)
+            return 0;
+        if (!l->init_commands.n)
+            continue;
+        const struct command *cmd = &l->init_commands.v[0];
+        cb_fail(err, CB_E_CONFIG,
+                "%s:%d:%d: layer %s: base_image: scratch is an empty image: there is no program "
+                "in it that could run this command",
+                c->file ? c->file : "config", cmd->loc.line, cmd->loc.column, l->name);
+        return cb_hint(err, "build on an image that has a shell, such as minimal-debian, or bring "
+                            "files in with `context`");
+    }
     return 0;
 }
 
@@ -93,5 +133,7 @@ int build_refuse(const struct workload_config *c, struct cb_error *err)
     if (c->start.from_image)
         return cb_fail(err, CB_E_CONFIG,
                        "start_command: image cannot be used yet; write the command as a list");
+    if (strcmp(c->base_image, "scratch") == 0)
+        return refuse_on_scratch(c, err);
     return 0;
 }

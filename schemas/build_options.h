@@ -26,12 +26,17 @@ struct build_options {
     bool locked;        /* the base image by the lock of the version in use */
     bool no_boot_check;
     int64_t boot_timeout_ms; /* 0: 60 s, five times that under TCG */
+    char *base_dir; /* the folder that a base image's relative path is below, absolute; NULL when
+                       there is none such. Owned: build_options_release() */
 
     /* Not in the JSON: whoever runs the build says them. */
     const char *work_dir; /* made for this build alone, removed at its end */
     const char
         *agent_path; /* capsule-agent, or NULL: beside this program, else the libexec folder */
 };
+/* Sets base_dir from the place of @c's file: for whoever has read the user's file. */
+void build_options_place(struct build_options *o, const struct workload_config *c);
+void build_options_release(struct build_options *o);
 /* As JSON, and back. Owned text. */
 char *build_options_dump(const struct build_options *o);
 int build_options_parse(const char *text, struct build_options *o, struct cb_error *err);

@@ -11,8 +11,9 @@
 
 #define ENV_MAX 4096u       /* variables of one image; Docker itself starts no process with more */
 #define MEDIA_TYPE_MAX 255u /* RFC 6838: 127 "/" 127 */
-#define PLATFORM_MAX 64u    /* a platform's fields */
-#define LIST_MAX 1000u      /* platforms listed in an error, bytes */
+#define ANNOTATION_MAX 512u
+#define PLATFORM_MAX 64u /* a platform's fields */
+#define LIST_MAX 1000u   /* platforms listed in an error, bytes */
 
 /* --- life cycle --- */
 
@@ -22,6 +23,8 @@ static void descriptor_release(struct oci_descriptor *d)
     free(d->architecture);
     free(d->os);
     free(d->variant);
+    free(d->ref_name);
+    free(d->image_name);
     *d = (struct oci_descriptor){0};
 }
 
@@ -125,6 +128,19 @@ static bool is_attestation(const json_t *o, const struct oci_descriptor *d)
     return d->os && strcmp(d->os, "unknown") == 0;
 }
 
+/* A name among the annotations, or NULL: what no name can be is no reason to refuse the rest. */
+static char *annotation(const json_t *o, const char *key)
+{
+    const json_t *v = json_object_get(member(o, "annotations"), key);
+    const char *s = json_string_value(v);
+    if (!s || !*s || json_string_length(v) > ANNOTATION_MAX)
+        return NULL;
+    for (const char *c = s; *c; c++)
+        if ((unsigned char)*c <= 0x20 || (unsigned char)*c >= 0x7f)
+            return NULL;
+    return cb_xstrdup(s);
+}
+
 /* @d must be empty; the caller releases it, also on failure. */
 static int parse_descriptor(const json_t *o, const char *what, struct oci_descriptor *d,
                             struct cb_error *err)
@@ -149,6 +165,8 @@ static int parse_descriptor(const json_t *o, const char *what, struct oci_descri
     d->media_type = cb_xstrdup(type);
     rc = parse_platform(o, what, d, err);
     d->attestation = is_attestation(o, d);
+    d->ref_name = annotation(o, "org.opencontainers.image.ref.name");
+    d->image_name = annotation(o, "io.containerd.image.name");
     return rc;
 }
 
@@ -277,6 +295,21 @@ int oci_manifest_parse(const char *text, size_t len, const char *content_type,
     return 0;
 }
 
+int oci_layout_check(const char *text, size_t len, struct cb_error *err)
+{
+    json_auto_t *root = NULL;
+    const char *version;
+    int rc = load(text, len, "oci-layout", &root, err);
+    if (rc == 0)
+        rc = text_of(root, "oci-layout", "imageLayoutVersion", 32, &version, err);
+    if (rc < 0)
+        return rc;
+    if (!version || strncmp(version, "1.", 2) != 0)
+        return cb_fail(err, CB_E_CORRUPT, "oci-layout: imageLayoutVersion is \"%s\", not 1.0.0",
+                       version ? version : "");
+    return 0;
+}
+
 /* --- platform --- */
 
 static const char *normal_arch(const char *arch)
@@ -299,7 +332,7 @@ static bool baseline_variant(const char *arch, const char *variant)
     return false;
 }
 
-static bool is_image_entry(const struct oci_descriptor *d)
+bool oci_entry_is_image(const struct oci_descriptor *d)
 {
     enum oci_kind kind;
     return !d->attestation && kind_of(d->media_type, &kind);
@@ -312,7 +345,7 @@ int oci_index_select(const struct oci_manifest *index, const char *arch, size_t 
     CB_AUTO_BUF list = CB_BUF_INIT(LIST_MAX);
     for (size_t i = 0; i < index->n_layers; i++) {
         const struct oci_descriptor *d = &index->layers[i];
-        if (!is_image_entry(d))
+        if (!oci_entry_is_image(d))
             continue;
         images++;
         last = i;

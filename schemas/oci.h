@@ -28,6 +28,8 @@ struct oci_descriptor {
     struct cb_digest digest;
     uint64_t size;
     char *architecture, *os, *variant; /* platform, in an index only; owned or NULL */
+    char *ref_name;                    /* what an index on disk calls it; owned or NULL */
+    char *image_name;                  /* the whole name, as containerd notes it; owned or NULL */
     bool attestation;                  /* BuildKit's attestation entry: never a platform */
 };
 
@@ -58,6 +60,11 @@ struct oci_image_config {
     struct cb_digest *diff_ids;
     size_t n_diff_ids;
 };
+/* True for an entry of an index that is an image, or an index of them: no attestation and nothing
+ * unknown. */
+bool oci_entry_is_image(const struct oci_descriptor *d);
+/* The `oci-layout` file of a layout: -CB_E_CORRUPT unless it says version 1.x.y. */
+int oci_layout_check(const char *text, size_t len, struct cb_error *err);
 int oci_config_parse(const char *text, size_t len, struct oci_image_config *out,
                      struct cb_error *err);
 void oci_config_release(struct oci_image_config *c);

@@ -15,9 +15,12 @@
 
 static const char accepted[] =
     "a base image is [host[:port]/]path[:tag][@sha256:...] (\"debian:bookworm\", "
-    "\"ghcr.io/org/app:1\"), minimal-debian, or scratch";
+    "\"ghcr.io/org/app:1\"), oci:DIR[:tag], docker-archive:FILE[:name:tag], "
+    "template:NAME[:version], a built-in one (minimal-debian, minimal-debian:trixie), or scratch";
 
-static const char *const builtins[] = {"minimal-debian"};
+/* layers/builtin.c has the recipe of each. */
+static const char *const builtins[] = {"minimal-debian", "minimal-debian:bookworm",
+                                       "minimal-debian:trixie", "minimal-debian:bullseye"};
 
 bool image_ref_is_builtin(const char *text)
 {
@@ -47,8 +50,11 @@ char *image_ref_canonical(const struct image_ref *r)
                             r->tag ? r->tag : "", r->has_digest ? "@" : "", digest);
     case SOURCE_OCI_LAYOUT:
         return cb_xasprintf("oci:%s%s%s", r->path, r->tag ? ":" : "", r->tag ? r->tag : "");
-    case SOURCE_DOCKER_ARCHIVE: return cb_xasprintf("docker-archive:%s", r->path);
-    case SOURCE_TEMPLATE: return cb_xasprintf("template:%s", r->path);
+    case SOURCE_DOCKER_ARCHIVE:
+        return cb_xasprintf("docker-archive:%s%s%s", r->path, r->tag ? ":" : "",
+                            r->tag ? r->tag : "");
+    case SOURCE_TEMPLATE:
+        return cb_xasprintf("template:%s%s%s", r->path, r->tag ? ":" : "", r->tag ? r->tag : "");
     case SOURCE_BUILTIN:
     case SOURCE_SCRATCH: return cb_xstrdup(r->path);
     }
@@ -269,23 +275,94 @@ static int parse_oci_layout(const char *text, const char *rest, struct image_ref
     return *out->path ? 0 : bad(err, text, "the folder behind \"oci:\" is missing");
 }
 
+/* "@2", or the name of an image as a registry has it. */
+static const char *selector_problem(const char *text)
+{
+    if (*text == '@') {
+        size_t n = strspn(text + 1, "0123456789");
+        return n > 0 && n < 5 && !text[1 + n] ? NULL : "behind \"@\" stands the number of an image";
+    }
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct image_ref r = {0};
+    int rc = parse_registry(text, &r, &err);
+    image_ref_release(&r);
+    return rc < 0 ? "behind the file stands the name of an image (\"app:1\") or its number (\"@0\")"
+                  : NULL;
+}
+
 static int parse_docker_archive(const char *text, const char *rest, struct image_ref *out,
                                 struct cb_error *err)
 {
     out->kind = SOURCE_DOCKER_ARCHIVE;
-    out->path = cb_xstrdup(rest);
-    return *rest ? 0 : bad(err, text, "the file behind \"docker-archive:\" is missing");
+    size_t n = strcspn(rest, ":"); /* names have colons, so the file's path has none */
+    out->path = cb_xstrndup(rest, n);
+    if (n == 0)
+        return bad(err, text, "the file behind \"docker-archive:\" is missing");
+    if (!rest[n])
+        return 0;
+    const char *why = selector_problem(rest + n + 1);
+    if (why)
+        return bad(err, text, why);
+    out->tag = cb_xstrdup(rest + n + 1);
+    return 0;
 }
 
 static int parse_template(const char *text, const char *rest, struct image_ref *out,
                           struct cb_error *err)
 {
     out->kind = SOURCE_TEMPLATE;
-    out->path = cb_xstrdup(rest);
-    size_t n = strlen(rest);
+    size_t n = strcspn(rest, ":@");
+    out->path = cb_xstrndup(rest, n);
     if (n == 0 || n > REF_NAME_MAX || strspn(rest, "abcdefghijklmnopqrstuvwxyz0123456789-~") != n)
         return bad(err, text, "behind \"template:\" stands the name of a template");
+    if (!rest[n])
+        return 0;
+    const char *version = rest + n + 1;
+    size_t digits = strspn(version, "0123456789");
+    if (digits == 0 || digits > 15 || version[digits] || *version == '0')
+        return bad(err, text, "behind a template's name stands the number of a version");
+    out->tag = cb_xstrdup(version);
     return 0;
+}
+
+/* A name that begins like a built-in one and is none. */
+static int refuse_builtin(const char *text, struct cb_error *err)
+{
+    CB_AUTO_BUF list = CB_BUF_INIT(1024);
+    for (size_t i = 0; i < sizeof(builtins) / sizeof(builtins[0]); i++)
+        (void)cb_buf_addf(&list, "%s%s", i ? ", " : "", builtins[i]);
+    CB_AUTO_FREE char *why = cb_xasprintf("the built-in base images are %s", list.data);
+    return bad(err, text, why);
+}
+
+static const char *local_path(const char *text)
+{
+    static const char *const schemes[] = {"oci:", "docker-archive:"};
+    for (size_t i = 0; i < sizeof(schemes) / sizeof(schemes[0]); i++)
+        if (strncmp(text, schemes[i], strlen(schemes[i])) == 0)
+            return text + strlen(schemes[i]);
+    return NULL;
+}
+
+bool image_ref_is_relative(const char *text)
+{
+    const char *path = local_path(text);
+    return path && *path != '/';
+}
+
+char *image_ref_below(const char *text, const char *dir)
+{
+    const char *path = local_path(text);
+    if (!path || *path == '/')
+        return cb_xstrdup(text);
+    int scheme = (int)(path - text);
+    while (path[0] == '.' && path[1] == '/') {
+        path += 2;
+        while (*path == '/')
+            path++;
+    }
+    size_t n = strlen(dir);
+    return cb_xasprintf("%.*s%s%s%s", scheme, text, dir, n && dir[n - 1] == '/' ? "" : "/", path);
 }
 
 static int parse(const char *text, struct image_ref *out, struct cb_error *err)
@@ -310,6 +387,8 @@ static int parse(const char *text, struct image_ref *out, struct cb_error *err)
         out->path = cb_xstrdup(text);
         return 0;
     }
+    if (strncmp(text, "minimal-debian:", 15) == 0)
+        return refuse_builtin(text, err);
     for (size_t i = 0; i < sizeof(schemes) / sizeof(schemes[0]); i++) {
         size_t n = strlen(schemes[i].prefix);
         if (strncmp(text, schemes[i].prefix, n) == 0)

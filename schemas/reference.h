@@ -11,11 +11,11 @@
 
 enum source_kind {
     SOURCE_REGISTRY,       /* host/path[:tag][@digest] */
-    SOURCE_BUILTIN,        /* minimal-debian */
+    SOURCE_BUILTIN,        /* minimal-debian, minimal-debian:trixie */
     SOURCE_SCRATCH,        /* scratch: an empty image */
-    SOURCE_OCI_LAYOUT,     /* oci:DIR[:tag] */
-    SOURCE_DOCKER_ARCHIVE, /* docker-archive:FILE */
-    SOURCE_TEMPLATE,       /* template:NAME */
+    SOURCE_OCI_LAYOUT,     /* oci:DIR[:tag], oci:FILE[:tag]: the folder, or a tar of it */
+    SOURCE_DOCKER_ARCHIVE, /* docker-archive:FILE[:name[:tag]], docker-archive:FILE:@N */
+    SOURCE_TEMPLATE,       /* template:NAME[:version], template:NAME[@version] */
 };
 
 struct image_ref {
@@ -24,7 +24,8 @@ struct image_ref {
     char *domain; /* "docker.io", "127.0.0.1:5000" (SOURCE_REGISTRY), owned */
     char *path;   /* repository "library/debian"; or the folder, file, template or built-in name;
                      owned */
-    char *tag;    /* NULL when a digest alone was given; owned */
+    char *tag;    /* NULL when a digest alone was given, or none is needed; of an archive what
+                     stands behind the file, of a template the version in digits; owned */
     bool has_digest;
     struct cb_digest digest;
 };
@@ -34,5 +35,9 @@ int image_ref_parse(const char *text, struct image_ref *out, struct cb_error *er
 void image_ref_release(struct image_ref *r);
 /* "docker.io/library/debian:bookworm", with "@sha256:..." when it has a digest. Owned. */
 char *image_ref_canonical(const struct image_ref *r);
-/* True for a built-in base name (minimal-debian). */
+/* True for a built-in base name (minimal-debian, minimal-debian:trixie). */
 bool image_ref_is_builtin(const char *text);
+/* True when @text names a file or folder of this machine by a relative path. */
+bool image_ref_is_relative(const char *text);
+/* @text with such a path made one below @dir, an absolute one; else @text as it is. Owned. */
+char *image_ref_below(const char *text, const char *dir);

@@ -4,6 +4,7 @@
 
 #include "schemas/build_options.h"
 #include "schemas/config.h"
+#include "schemas/docker_archive.h"
 #include "schemas/event.h"
 #include "schemas/keys.h"
 #include "schemas/manifest.h"

@@ -85,13 +85,16 @@ static int print_plan(const struct cli_args *a, const struct workload_config *c,
 static int make_plan(const struct cli_args *a, const struct workload_config *c, struct settings *s)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
-    const struct build_options o = {.renew_builtin = a->pull && strcmp(a->pull, "always") == 0,
-                                    .locked = a->locked,
-                                    .no_boot_check = a->no_boot_check,
-                                    .isolation = (enum isolation)isolation_from_name(s->isolation),
-                                    .pull = (enum pull_policy)pull_from_name(s->pull)};
+    struct build_options o = {.renew_builtin = a->pull && strcmp(a->pull, "always") == 0,
+                              .locked = a->locked,
+                              .no_boot_check = a->no_boot_check,
+                              .isolation = (enum isolation)isolation_from_name(s->isolation),
+                              .pull = (enum pull_policy)pull_from_name(s->pull)};
     json_auto_t *found = NULL;
-    if (build_look(c, s, &o, a->explain, &found, &err) < 0)
+    build_options_place(&o, c);
+    int rc = build_look(c, s, &o, a->explain, &found, &err);
+    build_options_release(&o);
+    if (rc < 0)
         return cli_fail(&err);
     for (size_t i = 0; i < c->n_unsupported; i++)
         fprintf(stderr, "%s:%d:%d: warning: %s: not supported yet: it has no effect on a build\n",

@@ -63,6 +63,7 @@ static int run(struct job *j, struct settings *s, json_t **result, struct cb_err
             json_pack("{s:s, s:I, s:b, s:s}", "template", r.name, "version", (json_int_t)r.version,
                       "up_to_date", (int)r.up_to_date, "workload_key", r.workload_key);
     build_result_release(&r);
+    build_options_release(&o);
     config_free(c);
     return rc;
 }

@@ -342,12 +342,6 @@ static void test_other_sources(void **state)
     assert_true(cb_digest_eq(&b.manifest, &again.manifest));
     base_image_release(&b);
     base_image_release(&again);
-    static const char *const later[] = {"oci:/srv/x", "docker-archive:x.tar", "template:web"};
-    for (size_t i = 0; i < 3; i++) {
-        assert_int_equal(world_resolve(&w, later[i], PULL_ALWAYS, &b, &err), -CB_E_CONFIG);
-        assert_non_null(strstr(err.hint, "minimal-debian"));
-        assert_fails(-CB_E_CONFIG, &err, CB_E_CONFIG, "not supported yet");
-    }
     assert_fails(world_resolve(&w, "No Good", PULL_ALWAYS, &b, &err), &err, CB_E_CONFIG, "No Good");
     assert_fails(world_resolve(&w, "minimal-debian", PULL_NEVER, &b, &err), &err, CB_E_NOTFOUND,
                  "not made yet");

@@ -23,6 +23,40 @@ static void test_options_come_back(void **state)
     assert_true(back.force && back.renew_builtin && back.no_boot_check);
     assert_false(back.clean || back.locked);
     assert_int_equal(back.boot_timeout_ms, 7000);
+    assert_null(back.base_dir);
+}
+
+/* Where a relative base image lies goes along; nothing else of the file's place does. */
+static void test_the_place_of_a_base_image(void **state)
+{
+    static const struct {
+        const char *base;
+        bool placed;
+    } cases[] = {
+        {"oci:x", true}, {"docker-archive:../x.tar", true}, {"oci:/x", false}, {"debian", false}};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        struct config_problems problems = {0};
+        struct workload_config *c = NULL;
+        struct build_options o = {0}, back = {0};
+        CB_AUTO_ERROR err = CB_ERROR_INIT;
+        CB_AUTO_FREE char *file = cb_xasprintf("%s/c.yaml", (char *)*state);
+        CB_AUTO_FREE char *real = realpath(*state, NULL);
+        CB_AUTO_FREE char *text = cb_xasprintf("name: abc\nbase_image: %s\n", cases[i].base);
+        assert_ok(
+            config_parse(text, strlen(text), file, CONFIG_YAML, CONFIG_NO_ENV, &c, &problems, &err),
+            &err);
+        build_options_place(&o, c);
+        CB_AUTO_FREE char *dump = build_options_dump(&o);
+        assert_ok(build_options_parse(dump, &back, &err), &err);
+        if (cases[i].placed)
+            assert_string_equal(back.base_dir, real);
+        else
+            assert_null(back.base_dir);
+        build_options_release(&o);
+        build_options_release(&back);
+        config_problems_release(&problems);
+        config_free(c);
+    }
 }
 
 static void test_wrong_options_are_refused(void **state)
@@ -39,6 +73,7 @@ static void test_wrong_options_are_refused(void **state)
         {"{\"isolation\": \"none\"}", "a value is out of range"},
         {"{\"boot_timeout_ms\": -1}", "a value is out of range"},
         {"{\"boot_timeout_ms\": 86400001}", "a value is out of range"},
+        {"{\"base_dir\": \"x\"}", "a value is out of range"},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
         struct build_options o = {0};
@@ -77,6 +112,12 @@ static void test_what_cannot_be_built_is_refused(void **state)
             "layer one: commands of type copy cannot be run yet");
     refused("name: abc\nlayers:\n  - {name: one, init_commands: [x]}\n",
             "c.yaml: base_image is missing: there is nothing to build on");
+    refused("name: abc\nbase_image: scratch\n", NULL);
+    refused("name: abc\nbase_image: scratch\nlayers:\n  - {name: one, init_commands: [x]}\n",
+            "c.yaml:4:33: layer one: base_image: scratch is an empty image");
+    refused("name: abc\nbase_image: scratch\nlayers:\n  - name: one\n    init_commands: [/x]\n"
+            "    context: [{src: x, dst: /x}]\n",
+            NULL);
     refused(HEAD "      - true\nconfig: {init: systemd}\n", "init: systemd cannot be used yet");
     refused(HEAD "      - true\nstart_command: image\n", "start_command: image cannot be used yet");
 }
@@ -85,6 +126,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_options_come_back),
+        test_in_dir(test_the_place_of_a_base_image),
         cmocka_unit_test(test_wrong_options_are_refused),
         cmocka_unit_test(test_what_cannot_be_built_is_refused),
     };

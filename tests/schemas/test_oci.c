@@ -249,6 +249,55 @@ static void test_bad_configs_are_refused(void **state)
     }
 }
 
+static void test_layouts_say_their_version(void **state)
+{
+    (void)state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    static const char good[] = "{\"imageLayoutVersion\": \"1.0.0\", \"more\": 1}";
+    assert_ok(oci_layout_check(good, strlen(good), &err), &err);
+    static const char *const bad[] = {"{\"imageLayoutVersion\": \"2.0.0\"}", "{}",
+                                      "{\"imageLayoutVersion\": null}"};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++)
+        assert_fails(oci_layout_check(bad[i], strlen(bad[i]), &err), &err, CB_E_CORRUPT,
+                     "not 1.0.0");
+    assert_fails(oci_layout_check("[]", 2, &err), &err, CB_E_CORRUPT, "oci-layout is not a JSON");
+    assert_fails(oci_layout_check("{\"imageLayoutVersion\": 1}", 25, &err), &err, CB_E_CORRUPT,
+                 "is not a string");
+}
+
+#define D "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+
+/* The names of a layout's images; what no name can be counts as none. */
+static void test_entries_have_names(void **state)
+{
+    (void)state;
+    static const char *const notes[] = {
+        "\"org.opencontainers.image.ref.name\":\"v1\","
+        "\"io.containerd.image.name\":\"docker.io/o/app:v1\"",
+        "",
+        "\"org.opencontainers.image.ref.name\":\"a b\"",
+        "\"org.opencontainers.image.ref.name\":7",
+    };
+    CB_AUTO_BUF b = CB_BUF_INIT(1 << 16);
+    cb_buf_adds(&b, "{\"schemaVersion\":2,\"manifests\":[");
+    for (size_t i = 0; i < 4; i++)
+        cb_buf_addf(&b,
+                    "%s{\"mediaType\":\"" OCI_MANIFEST "\",\"digest\":\"" D
+                    "\",\"size\":1,\"annotations\":{%s}}",
+                    i ? "," : "", notes[i]);
+    cb_buf_adds(&b, "]}");
+    const char *text = b.data;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct oci_manifest m;
+    assert_ok(oci_manifest_parse(text, strlen(text), NULL, &m, &err), &err);
+    assert_string_equal(m.layers[0].ref_name, "v1");
+    assert_string_equal(m.layers[0].image_name, "docker.io/o/app:v1");
+    assert_true(oci_entry_is_image(&m.layers[0]));
+    for (size_t i = 1; i < m.n_layers; i++)
+        assert_null(m.layers[i].ref_name);
+    oci_manifest_release(&m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -256,6 +305,8 @@ int main(void)
         cmocka_unit_test(test_bad_manifests_are_refused),
         cmocka_unit_test(test_counts_and_sizes_have_ceilings),
         cmocka_unit_test(test_platform_is_chosen_strictly),
+        cmocka_unit_test(test_layouts_say_their_version),
+        cmocka_unit_test(test_entries_have_names),
         cmocka_unit_test(test_config_is_read),
         cmocka_unit_test(test_bad_configs_are_refused),
     };

@@ -35,7 +35,15 @@ static void test_good_names_are_normalised(void **state)
         {"oci:../x:1.0", "oci:../x:1.0", SOURCE_OCI_LAYOUT},
         {"oci:/a:b/c", "oci:/a:b/c", SOURCE_OCI_LAYOUT},
         {"docker-archive:/tmp/a.tar", "docker-archive:/tmp/a.tar", SOURCE_DOCKER_ARCHIVE},
+        {"docker-archive:a.tar:app", "docker-archive:a.tar:app", SOURCE_DOCKER_ARCHIVE},
+        {"docker-archive:/a.tar:localhost:5000/app:1", "docker-archive:/a.tar:localhost:5000/app:1",
+         SOURCE_DOCKER_ARCHIVE},
+        {"docker-archive:a.tar:@12", "docker-archive:a.tar:@12", SOURCE_DOCKER_ARCHIVE},
         {"template:web", "template:web", SOURCE_TEMPLATE},
+        {"template:web:12", "template:web:12", SOURCE_TEMPLATE},
+        {"template:project~web@3", "template:project~web:3", SOURCE_TEMPLATE},
+        {"minimal-debian:bookworm", "minimal-debian:bookworm", SOURCE_BUILTIN},
+        {"minimal-debian:trixie", "minimal-debian:trixie", SOURCE_BUILTIN},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         CB_AUTO_ERROR err = CB_ERROR_INIT;
@@ -104,7 +112,20 @@ static void test_bad_names_say_what_is_wrong(void **state)
         {"oci::1", "the folder"},
         {"oci:a:", "the tag"},
         {"docker-archive:", "the file"},
+        {"docker-archive::app:1", "the file"},
+        {"docker-archive:a.tar:", "the name of an image"},
+        {"docker-archive:a.tar:App", "the name of an image"},
+        {"docker-archive:a.tar:@", "stands the number of an image"},
+        {"docker-archive:a.tar:@x", "stands the number of an image"},
+        {"docker-archive:a.tar:@12345", "stands the number of an image"},
         {"template:", "the name of a template"},
+        {"template::1", "the name of a template"},
+        {"template:web:", "the number of a version"},
+        {"template:web:0", "the number of a version"},
+        {"template:web@01", "the number of a version"},
+        {"template:web:1234567890123456", "the number of a version"},
+        {"template:web:latest", "the number of a version"},
+        {"minimal-debian:buzz", "the built-in base images are minimal-debian, minimal-debian:bo"},
         {"template:../x", "the name of a template"},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
@@ -116,6 +137,32 @@ static void test_bad_names_say_what_is_wrong(void **state)
         assert_non_null(err.hint);
         assert_fails(rc, &err, CB_E_CONFIG, cases[i].why);
     }
+}
+
+static void test_relative_paths_are_placed(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *below;
+        bool relative;
+    } cases[] = {
+        {"oci:x:1", "oci:/srv/x:1", true},
+        {"oci:./x", "oci:/srv/x", true},
+        {"oci:.//./x", "oci:/srv/x", true},
+        {"oci:../x", "oci:/srv/../x", true},
+        {"oci:/x", "oci:/x", false},
+        {"docker-archive:a.tar:app:1", "docker-archive:/srv/a.tar:app:1", true},
+        {"docker-archive:/a.tar", "docker-archive:/a.tar", false},
+        {"template:web", "template:web", false},
+        {"debian", "debian", false},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        CB_AUTO_FREE char *below = image_ref_below(cases[i].text, "/srv");
+        assert_string_equal(below, cases[i].below);
+        assert_int_equal(image_ref_is_relative(cases[i].text), cases[i].relative);
+    }
+    CB_AUTO_FREE char *root = image_ref_below("oci:x", "/");
+    assert_string_equal(root, "oci:/x");
 }
 
 static void test_messages_are_short_and_carry_no_terminal_control(void **state)
@@ -136,6 +183,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_good_names_are_normalised),
         cmocka_unit_test(test_bad_names_say_what_is_wrong),
+        cmocka_unit_test(test_relative_paths_are_placed),
         cmocka_unit_test(test_messages_are_short_and_carry_no_terminal_control),
     };
     return cmocka_run_group_tests_name("schemas/reference", tests, NULL, NULL);
