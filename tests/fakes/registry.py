@@ -174,6 +174,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def route(self):
         url = urllib.parse.urlsplit(self.path)
         parts = url.path.strip("/").split("/")
+        if url.path.startswith("/computeMetadata/"):
+            return self.metadata()
         if parts[0] == "_log":
             return self.answer(200, dumps(repo("/".join(parts[1:])).log))
         if url.path == "/v2/":
@@ -216,6 +218,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         n = r.nth("token")
         key = "access_token" if r.how == "scoped" else "token"
         return self.answer(200, dumps({key: "tok-%s-%d" % (name.replace("/", "."), n), "expires_in": 60}))
+
+    def metadata(self):
+        if self.headers.get("Metadata-Flavor") != "Google" or not self.path.endswith("/default/token"):
+            return self.answer(403, b"Missing Metadata-Flavor:Google header.", "text/html")
+        return self.answer(200, dumps({"access_token": "ya29.fake", "expires_in": 3599, "token_type": "Bearer"}),
+                           headers=[("Metadata-Flavor", "Google")])
 
     def allowed(self, r):
         auth = self.headers.get("Authorization") or ""
