@@ -536,7 +536,9 @@ int registry_each_place(struct registry *r,
             return cb_error_move(err, &one);
         }
         registry_note(r, "%s; asking %s", one.msg, r->at[i + 1].host);
-        before = cb_take_ptr(&one.msg);
+        char *all = before ? cb_xasprintf("%s; %s", before, one.msg) : cb_take_ptr(&one.msg);
+        free(before);
+        before = all;
     }
     return cb_fail(err, CB_E_BUG, "no registry to ask");
 }

@@ -6,6 +6,8 @@ Prints {"port": N, "cdn": N} and serves on loopback until its stdin is closed. E
 is kept and can be read at /_log/REPOSITORY: [[method, path, range, authorization], ...].
 """
 import base64
+import contextlib
+import email.utils
 import gzip
 import hashlib
 import http.server
@@ -15,22 +17,27 @@ import random
 import sys
 import tarfile
 import threading
+import time
 import urllib.parse
 
 OCI = "application/vnd.oci.image."
 DOCKER = "application/vnd.docker."
 USER, PASSWORD = "ada", "love:lace"  # a colon is allowed in a password
+IDENTITY = "refresh+me/please"
 
 BEHAVIOURS = """
 ok index docker nohead nodigest            an image, in several true shapes
-token expiring scoped ping private basic   who may read it, and how that is found out
+token expiring scoped ping private basic identity   who may read it, and how that is found out
 wrongdigest wrongmanifest short long       bytes that are not what they claim to be
 cut cutnorange cutbadrange cutalways       the connection closes in the middle of a blob
 norange416                                 416 for every Range
+cutmib                                     every connection closes after 1 MiB of a blob
+trickle                                    a byte a second
 missing plain404 denied                    no
-limit limitlong flaky broken               not now
+limit limitdate limitlong flaky broken     not now
+warned                                     a word of the registry's beside every answer
 redirect loop tofile toinside              a Location
-schema1 foreign artifact unknown arm both nodiff big deep wrongsize   manifests nobody should take
+schema1 foreign artifact unknown arm both nodiff big huge endless deep selfindex wrongsize wrongdiff   manifests nobody should take
 badtoken notoken                           token servers
 """.split()
 
@@ -46,13 +53,14 @@ def dumps(o):
 class Image:
     """Two layers, a config and a manifest, as bytes; the same in every run."""
 
-    def __init__(self, name, arch="amd64", docker=False, layer_type=None, config_type=None, diff_ids=None):
+    def __init__(self, name, arch="amd64", docker=False, layer_type=None, config_type=None, diff_ids=None,
+                 big=3 << 20):
         tar = io.BytesIO()
         with tarfile.open(fileobj=tar, mode="w", format=tarfile.PAX_FORMAT) as t:
             info = tarfile.TarInfo("etc/name")
             info.size = len(name)
             t.addfile(info, io.BytesIO(name.encode()))
-        plain = [tar.getvalue(), random.Random(name).randbytes(3 << 20)]
+        plain = [tar.getvalue(), random.Random(name).randbytes(big)]
         self.layers = [gzip.compress(plain[0], mtime=0), plain[1]]
         types = [OCI + "layer.v1.tar+gzip", OCI + "layer.v1.tar"]
         if docker:
@@ -87,7 +95,8 @@ class Repo:
             layer_type={"foreign": DOCKER + "image.rootfs.foreign.diff.tar.gzip",
                         "unknown": "application/vnd.wasm.content.layer.v1+wasm"}.get(h),
             config_type="application/vnd.cncf.helm.config.v1+json" if h == "artifact" else None,
-            diff_ids=[] if h == "nodiff" else None)
+            big=8 << 20 if h == "cutmib" else 3 << 20,
+            diff_ids={"nodiff": [], "wrongdiff": [digest(b"one"), digest(b"two")]}.get(h))
         self.blobs = dict(image.blobs)
         self.manifests = {digest(image.manifest): (image.type, image.manifest)}
         self.top = (image.type, image.manifest)
@@ -96,6 +105,12 @@ class Repo:
         if h == "schema1":
             self.top = (DOCKER + "distribution.manifest.v1+prettyjws",
                         dumps({"schemaVersion": 1, "name": name, "fsLayers": []}))
+        if h == "selfindex":  # an index cannot hold its own digest: this one is also sent for what it names
+            kind, own = OCI + "index.v1+json", digest(b"the index itself")
+            self.top = (kind, dumps({"schemaVersion": 2, "mediaType": kind, "manifests": [
+                {"mediaType": kind, "digest": own, "size": 1000,
+                 "platform": {"os": "linux", "architecture": "amd64"}}]}))
+            self.manifests[own] = self.top
         if h == "both":
             m = json.loads(image.manifest)
             m["manifests"] = []
@@ -156,6 +171,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body) if length is None else length))
+        if "/warned/" in self.path:
+            self.send_header("Warning", '299 - "this registry moves on Friday"')
         for k, v in headers:
             self.send_header(k, v)
         self.end_headers()
@@ -171,6 +188,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.route()
 
+    def do_POST(self):
+        self.route()
+
     def route(self):
         url = urllib.parse.urlsplit(self.path)
         parts = url.path.strip("/").split("/")
@@ -181,6 +201,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if url.path == "/v2/":
             return self.error(401, "UNAUTHORIZED", "who are you", self.challenge("ping/app"))
         if parts[0] == "token":
+            if self.command == "POST":
+                form = urllib.parse.parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+                return self.identity_token(form)
             return self.token(urllib.parse.parse_qs(url.query))
         if parts[0] != "v2" or len(parts) < 5:
             return self.error(404, "NAME_UNKNOWN", "no such thing")
@@ -211,6 +234,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             r.log.append(["TOKEN", self.path, None, self.headers.get("Authorization")])
         if query.get("service") != ["fake, registry"]:
             return self.error(400, "SERVICE", "which service?")
+        if r.how == "identity":
+            return self.error(401, "UNAUTHORIZED", "an identity token, please")
         if r.how == "private" and self.headers.get("Authorization") != basic:
             return self.error(401, "UNAUTHORIZED", "incorrect username or password")
         if r.how == "notoken":
@@ -218,6 +243,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         n = r.nth("token")
         key = "access_token" if r.how == "scoped" else "token"
         return self.answer(200, dumps({key: "tok-%s-%d" % (name.replace("/", "."), n), "expires_in": 60}))
+
+    def identity_token(self, form):
+        r = repo(form.get("scope", ["::"])[0].split(":")[1])
+        with r.lock:
+            r.log.append(["TOKEN", "POST", None, self.headers.get("Authorization")])
+        if form.get("grant_type") != ["refresh_token"] or form.get("service") != ["fake, registry"]:
+            return self.error(400, "FORM", "which grant?")
+        if form.get("refresh_token") != [IDENTITY]:
+            return self.error(401, "UNAUTHORIZED", "who are you?")
+        return self.answer(200, dumps({"access_token": "tok-%s-id" % r.name.replace("/", "."), "expires_in": 300}))
 
     def metadata(self):
         if self.headers.get("Metadata-Flavor") != "Google" or not self.path.endswith("/default/token"):
@@ -233,7 +268,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return True
             self.error(401, "UNAUTHORIZED", "authentication required", [("WWW-Authenticate", 'Basic realm="x"')])
             return False
-        if r.how not in ("token", "expiring", "scoped", "ping", "private", "badtoken", "notoken", "redirect"):
+        if r.how not in ("token", "identity", "expiring", "scoped", "ping", "private", "badtoken", "notoken", "redirect"):
             return True
         tag = "tok-%s-" % r.name.replace("/", ".")
         ok = auth.startswith("Bearer " + tag)
@@ -257,6 +292,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.error(403, "DENIED", "requested access to the resource is\x1b[31m denied")
         elif h == "limit" and r.nth(what) == 0:
             self.error(429, "TOOMANYREQUESTS", "slow down", [("Retry-After", "7")])
+        elif h == "limitdate" and r.nth(what) == 0:
+            soon = email.utils.formatdate(time.time() + 40, usegmt=True)
+            self.error(429, "TOOMANYREQUESTS", "slow down", [("Retry-After", soon)])
         elif h == "limitlong":
             self.error(429, "TOOMANYREQUESTS", "You have reached your pull rate limit", [("Retry-After", "21600")])
         elif h == "flaky" and r.nth(what) < 2:
@@ -272,6 +310,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def manifest(self, r, name):
         if self.command == "HEAD" and r.how == "nohead":
             return self.error(405, "UNSUPPORTED", "no HEAD here")
+        if r.how in ("huge", "endless"):
+            return self.hundred_megabytes(r.how == "huge")
         found = r.top if name == "1" else r.manifests.get(name)
         if found is None:
             return self.error(404, "MANIFEST_UNKNOWN", "manifest unknown")
@@ -280,6 +320,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if r.how == "wrongmanifest":
             body += b" "
         return self.answer(200, body, kind, headers)
+
+    def hundred_megabytes(self, announced):
+        self.send_response(200)
+        self.send_header("Content-Type", OCI + "manifest.v1+json")
+        if announced:
+            self.send_header("Content-Length", str(100 << 20))
+        self.end_headers()
+        self.close_connection = True
+        if self.command == "HEAD":
+            return
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                self.wfile.write(b" " * (1 << 20))
 
     def blob(self, r, name):
         data = r.blobs.get(name)
@@ -319,7 +372,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body + b"more" * 1000)
             self.close_connection = True
             return None
+        if h == "trickle":
+            return self.trickle(status, headers, body)
         cut = None
+        if h == "cutmib" and len(body) > 1 << 20:
+            cut = 1 << 20
         if h in ("cut", "cutnorange", "cutbadrange", "norange416") and r.nth("cut") == 0:
             cut = len(body) // 2
         if h == "cutalways":
@@ -330,6 +387,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         return self.answer(status, body, kind, headers)
+
+
+    def trickle(self, status, headers, body):
+        """Until the other side has had enough; the pause is what is being tested, nothing waits for it."""
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        for k, v in headers:
+            self.send_header(k, v)
+        self.end_headers()
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            for b in body:
+                self.wfile.write(bytes([b]))
+                self.wfile.flush()
+                time.sleep(1)
 
 
 class Cdn(Handler):
