@@ -69,6 +69,11 @@ int writer_alloc(struct writer *w, struct extents *x, uint32_t logical, uint32_t
 /* Writes whole blocks to where @x has logical block @logical. */
 int writer_blocks(struct writer *w, const struct extents *x, uint32_t logical, const void *p,
                   size_t n, struct cb_error *err);
+/* The same for blocks that lie at block @from of @fd, which stays open until writer_flush() or the
+ * next call with another one: copies them (reflink, or in the kernel; holes stay holes), perhaps
+ * later. */
+int writer_copy(struct writer *w, struct extents *x, uint32_t logical, uint32_t count, int fd,
+                uint64_t from, struct cb_error *err);
 int writer_read_block(struct writer *w, uint64_t block, void *p, struct cb_error *err);
 int writer_free_blocks(struct writer *w, uint64_t start, uint64_t count, struct cb_error *err);
 /* Stores the extents in the inode (a tree of blocks when there are more than four). */
