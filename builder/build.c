@@ -73,6 +73,7 @@ void build_release(struct build *b)
         layer_blob_release(&b->agent_layer);
     boot_info_release(&b->boot);
     chunk_map_release(&b->chunks);
+    places_free(b->places);
     cb_strv_release(&b->unknown);
     store_free(b->store);
     emitter_release(&b->em);

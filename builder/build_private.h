@@ -52,6 +52,7 @@ struct build {
     char *image_tmp; /* the flattened image, in the store's tmp, until it is published */
     struct flatten_result image;
     struct chunk_map chunks; /* of the image */
+    struct places *places;   /* where it has its layers' files */
 };
 
 /* After a machine was stopped: counts it out, and hands on @rc, the outcome of its use, or

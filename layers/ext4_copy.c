@@ -23,7 +23,7 @@ static uint64_t next_data(int fd, uint64_t at, uint64_t end, uint64_t *stop)
     return (uint64_t)data;
 }
 
-int writer_flush_copy(struct writer *w, struct cb_error *err)
+int writer_flush_copies(struct writer *w, struct cb_error *err)
 {
     uint64_t at = w->copy_from, end = at + w->copy_len, stop;
     uint64_t to = w->copy_to - w->copy_from; /* modulo 2^64 */
@@ -49,7 +49,7 @@ static int copy_later(struct writer *w, int fd, uint64_t from, uint64_t to, uint
         w->copy_len += len;
         return 0;
     }
-    int rc = writer_flush_copy(w, err);
+    int rc = writer_flush_copies(w, err);
     w->copy_fd = fd;
     w->copy_from = from;
     w->copy_to = to;
@@ -64,11 +64,30 @@ int writer_copy(struct writer *w, struct extents *x, uint32_t logical, uint32_t 
     int rc = writer_alloc(w, &now, logical, count, err);
     for (size_t i = 0; rc == 0 && i < now.n; i++) {
         const struct extent *e = &now.v[i];
-        rc = copy_later(w, fd, (from + (e->logical - logical)) * EXT4_BLOCK,
-                        e->start * EXT4_BLOCK, (uint64_t)e->len * EXT4_BLOCK, err);
+        rc = copy_later(w, fd, (from + (e->logical - logical)) * EXT4_BLOCK, e->start * EXT4_BLOCK,
+                        (uint64_t)e->len * EXT4_BLOCK, err);
         if (rc == 0)
             writer_join(x, e);
     }
     extents_release(&now);
     return rc;
+}
+
+int writer_owe(struct writer *w, struct extents *x, uint32_t logical, uint32_t count,
+               struct cb_error *err)
+{
+    struct extents now = {NULL, 0, 0, 0};
+    int rc = writer_alloc(w, &now, logical, count, err);
+    for (size_t i = 0; rc == 0 && i < now.n; i++) {
+        bits_set(&w->owed, now.v[i].start, now.v[i].len);
+        writer_join(x, &now.v[i]);
+    }
+    extents_release(&now);
+    return rc;
+}
+
+bool writer_owes(const struct writer *w)
+{
+    uint64_t at, n;
+    return bits_find(&w->owed, 0, &at, &n);
 }

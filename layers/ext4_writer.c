@@ -156,6 +156,7 @@ void writer_free(struct writer *w)
     free(w->blocks.v);
     free(w->inodes.v);
     free(w->dirty.v);
+    free(w->owed.v);
     free(w->dirs);
     free(w->window);
     free(w->buffer);
@@ -343,7 +344,7 @@ void inode_set_size(union inode *in, uint64_t size)
 int writer_flush_data(struct writer *w, struct cb_error *err)
 {
     size_t n = w->buffer_len;
-    int rc = writer_flush_copy(w, err);
+    int rc = writer_flush_copies(w, err);
     if (rc < 0)
         return rc;
     w->buffer_len = 0;
@@ -597,6 +598,7 @@ int writer_free_blocks(struct writer *w, uint64_t start, uint64_t count, struct 
     if (w->on_free)
         w->on_free(w->on_free_arg, start, count);
     bits_clear(&w->blocks, start, count);
+    bits_clear(&w->owed, start, count);
     w->data_in_use -= count;
     return writer_punch(w, start, count, err);
 }

@@ -16,8 +16,9 @@
 #define FOLDER "layers"
 #define RECORD_MAX ((size_t)4 << 20) /* a file of 300,000 pieces */
 #define BUFFER ((size_t)256 << 10)
-#define XATTR_VALUE_MAX 4096u /* what is larger was left out or refused, as no inode can have it */
-#define XATTR_NAME_MAX 300u
+#define INDEXED_VALUE_MAX                                                                          \
+    4096u /* what is larger was left out or refused, as no inode can have it */
+#define INDEXED_NAME_MAX 300u
 
 struct head {
     char magic[16];
@@ -159,7 +160,7 @@ void index_entry(struct index_writer *x, const struct tar_entry *e)
 
 void index_xattr(struct index_writer *x, const char *name, const void *value, size_t len)
 {
-    if (!x || len > XATTR_VALUE_MAX || strlen(name) >= XATTR_NAME_MAX)
+    if (!x || len > INDEXED_VALUE_MAX || strlen(name) >= INDEXED_NAME_MAX)
         return;
     const struct xattr a = {(uint16_t)(strlen(name) + 1), (uint16_t)len};
     if (x->e.xattrs == UINT16_MAX || cb_buf_add(&x->xattrs, &a, sizeof(a)) < 0 ||

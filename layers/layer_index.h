@@ -1,11 +1,12 @@
 /* layer_index: what a layer's tar holds without the bytes of its files: every entry in the order of
- * the stream, as the reader gave it, and the blocks that each file's data takes. It is written while
- * the layer is inflated and verified for the first time, and lies in the store under the layer's
- * diff_id (layers/HEX.index). With it and with a place that has the bytes (layers/layer_places.h)
- * the layer can be applied again, to whatever lies below it, without its blob.
+ * the stream, as the reader gave it, and the blocks that each file's data takes. It is written
+ * while the layer is inflated and verified for the first time, and lies in the store under the
+ * layer's diff_id (layers/HEX.index). With it and with a place that has the bytes
+ * (layers/layer_places.h) the layer can be applied again, to whatever lies below it, without its
+ * blob.
  *
- * The file is ours: a header with the SHA-256 of what follows, then records. One that is damaged, of
- * another version or of another layer is none. It is read as a stream. */
+ * The file is ours: a header with the SHA-256 of what follows, then records. One that is damaged,
+ * of another version or of another layer is none. It is read as a stream. */
 #pragma once
 
 #include "layers/store.h"

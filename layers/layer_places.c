@@ -25,9 +25,9 @@ struct span {
     uint64_t stream; /* the first one's number of all data blocks of the layer */
     uint64_t block;  /* where it lies in the file */
     uint32_t count;
-    uint32_t file; /* IMAGE or REST */
+    uint32_t file; /* IMAGE, REST, or LOST: it is nowhere any more */
 };
-enum { IMAGE, REST, FILES };
+enum { IMAGE, REST, FILES, LOST = FILES, KINDS };
 
 struct file_id {
     uint64_t ino, size; /* zeros: there is none */
@@ -62,15 +62,16 @@ struct piece {
 
 struct saved { /* blocks that became a hole */
     uint64_t start, count, rest;
+    bool lost;
 };
 
-struct layer {
+struct kept {
     struct cb_digest diff_id;
     struct piece *v; /* rising in stream and block */
     size_t n, cap;
     uint64_t stream; /* data blocks so far */
     uint64_t first, last;
-    bool lost; /* some bytes are nowhere any more */
+    bool odd; /* too many pieces: no record is made */
     int rest;
     char *rest_rel;
     uint64_t rest_blocks;
@@ -81,7 +82,7 @@ struct layer {
 struct places {
     struct store *store;
     struct writer *w;
-    struct layer *v;
+    struct kept *v;
     size_t n, cap;
     bool open; /* the last layer is not at its end */
     uint64_t rest_blocks;
@@ -97,7 +98,7 @@ struct places *places_new(struct store *s)
 void places_clear(struct places *p)
 {
     for (size_t i = 0; i < p->n; i++) {
-        struct layer *l = &p->v[i];
+        struct kept *l = &p->v[i];
         cb_close(l->rest);
         if (l->rest_rel)
             (void)unlinkat(p->store->root, l->rest_rel, 0);
@@ -120,6 +121,11 @@ void places_free(struct places *p)
     free(p);
 }
 
+void places_done(struct places **p)
+{
+    places_free(*p);
+}
+
 void places_detach(struct places *p)
 {
     if (p)
@@ -127,7 +133,7 @@ void places_detach(struct places *p)
 }
 
 /* The piece that has @block, or the first one behind it. */
-static size_t search(const struct layer *l, uint64_t block)
+static size_t search(const struct kept *l, uint64_t block)
 {
     size_t low = 0, high = l->n;
     while (low < high) {
@@ -140,41 +146,48 @@ static size_t search(const struct layer *l, uint64_t block)
     return low;
 }
 
-static int save(struct places *p, struct layer *l, uint64_t start, uint64_t count)
+/* False when there is no room for more of them. */
+static bool save_bytes(struct places *p, struct kept *l, uint64_t start, uint64_t count)
 {
     uint64_t allowed = p->w->data_in_use / REST_PART + REST_FREE;
     if (p->rest_blocks + count > allowed)
-        return -1;
+        return false;
     if (l->rest < 0)
         l->rest = store_tmp_open(p->store, "rest", &l->rest_rel, NULL);
-    if (l->rest < 0 || writer_flush_data(p->w, NULL) < 0 ||
-        cb_copy_range(p->w->fd, (off_t)start * EXT4_BLOCK, l->rest,
-                      (off_t)l->rest_blocks * EXT4_BLOCK, count * EXT4_BLOCK, NULL) < 0)
-        return -1;
-    l->saved = cb_xgrow(l->saved, &l->cap_saved, l->n_saved, sizeof(*l->saved));
-    l->saved[l->n_saved++] = (struct saved){start, count, l->rest_blocks};
-    l->rest_blocks += count;
-    p->rest_blocks += count;
-    return 0;
+    return l->rest >= 0 && writer_flush_data(p->w, NULL) == 0 &&
+           cb_copy_range(p->w->fd, (off_t)start * EXT4_BLOCK, l->rest,
+                         (off_t)l->rest_blocks * EXT4_BLOCK, count * EXT4_BLOCK, NULL) == 0;
 }
 
-/* Blocks [start, start + count) of the image are about to become a hole. Which layer's they are, and
- * if they are data at all, shows in the spans: spans of the image are apart, and their numbers are
- * given out again only behind the end of a layer that freed its own last ones, when its spans say
- * so. */
+static void save(struct places *p, struct kept *l, uint64_t start, uint64_t count)
+{
+    bool saved = save_bytes(p, l, start, count);
+    l->saved = cb_xgrow(l->saved, &l->cap_saved, l->n_saved, sizeof(*l->saved));
+    l->saved[l->n_saved++] = (struct saved){start, count, l->rest_blocks, !saved};
+    if (saved) {
+        l->rest_blocks += count;
+        p->rest_blocks += count;
+    }
+}
+
+/* Blocks [start, start + count) of the image are about to become a hole. Which layer's they are,
+ * and if they are data at all, shows in the spans: spans of the image are apart, and their numbers
+ * are given out again only behind the end of a layer that freed its own last ones, when its spans
+ * say so. */
 static void on_free(void *arg, uint64_t start, uint64_t count)
 {
     struct places *p = arg;
     for (size_t i = p->n; i-- > 0;) {
-        struct layer *l = &p->v[i];
-        if (l->lost || l->n == 0 || start >= l->last || start + count <= l->first)
+        struct kept *l = &p->v[i];
+        if (l->odd || l->n == 0 || start >= l->last || start + count <= l->first)
             continue;
         for (size_t s = search(l, start); s < l->n && l->v[s].block < start + count; s++) {
             const struct piece *v = &l->v[s];
             uint64_t from = v->block > start ? v->block : start;
-            uint64_t end = v->block + v->count < start + count ? v->block + v->count : start + count;
-            if (v->file == IMAGE && from < end && save(p, l, from, end - from) < 0)
-                l->lost = true;
+            uint64_t end =
+                v->block + v->count < start + count ? v->block + v->count : start + count;
+            if (v->file == IMAGE && from < end)
+                save(p, l, from, end - from);
         }
     }
 }
@@ -182,25 +195,25 @@ static void on_free(void *arg, uint64_t start, uint64_t count)
 void places_begin(struct places *p, struct writer *w, const struct cb_digest *diff_id)
 {
     p->v = cb_xgrow(p->v, &p->cap, p->n, sizeof(*p->v));
-    p->v[p->n++] = (struct layer){.diff_id = *diff_id, .rest = -1, .first = UINT64_MAX};
+    p->v[p->n++] = (struct kept){.diff_id = *diff_id, .rest = -1, .first = UINT64_MAX};
     p->open = true;
     p->w = w;
     w->on_free = on_free;
     w->on_free_arg = p;
 }
 
-static void add_piece(struct layer *l, const struct piece *p)
+static void add_piece(struct kept *l, const struct piece *p)
 {
     struct piece *last = l->n > 0 ? &l->v[l->n - 1] : NULL;
     if (last && last->file == p->file && last->stream + last->count == p->stream &&
         last->block + last->count == p->block &&
-        (p->file == IMAGE || last->rest + last->count == p->rest) &&
+        (p->file != REST || last->rest + last->count == p->rest) &&
         (uint64_t)last->count + p->count <= UINT32_MAX) {
         last->count += p->count;
         return;
     }
     if (l->n == SPANS_MAX) {
-        l->lost = true;
+        l->odd = true;
         return;
     }
     l->v = cb_xgrow(l->v, &l->cap, l->n, sizeof(*l->v));
@@ -211,7 +224,7 @@ void places_add(struct places *p, const struct extents *x)
 {
     if (!p || !p->open)
         return;
-    struct layer *l = &p->v[p->n - 1];
+    struct kept *l = &p->v[p->n - 1];
     for (size_t i = 0; i < x->n; i++) {
         uint64_t end = x->v[i].start + x->v[i].len;
         add_piece(l, &(struct piece){.stream = l->stream,
@@ -232,7 +245,7 @@ static int by_start(const void *a, const void *b)
 
 /* The part of @p in front of or in the first of @l's saved blocks that reach behind its start, from
  * number *@s on. */
-static struct piece cut(const struct layer *l, const struct piece *p, size_t *s)
+static struct piece cut(const struct kept *l, const struct piece *p, size_t *s)
 {
     struct piece out = *p;
     while (*s < l->n_saved && l->saved[*s].start + l->saved[*s].count <= p->block)
@@ -243,7 +256,7 @@ static struct piece cut(const struct layer *l, const struct piece *p, size_t *s)
     uint64_t n = v->start - p->block;
     if (v->start <= p->block) {
         n = v->start + v->count - p->block;
-        out.file = REST;
+        out.file = v->lost ? LOST : REST;
         out.rest = v->rest + (p->block - v->start);
     }
     if (n < out.count)
@@ -252,13 +265,13 @@ static struct piece cut(const struct layer *l, const struct piece *p, size_t *s)
 }
 
 /* What was saved since the last time gets its new place. */
-static void resolve(struct layer *l)
+static void resolve(struct kept *l)
 {
-    struct layer now = {.v = NULL};
+    struct kept now = {.v = NULL};
     size_t s = 0;
     if (l->n_saved)
         qsort(l->saved, l->n_saved, sizeof(*l->saved), by_start);
-    for (size_t i = 0; i < l->n && !l->lost; i++) {
+    for (size_t i = 0; i < l->n && !l->odd; i++) {
         struct piece p = l->v[i];
         while (p.count > 0) {
             struct piece part = p.file == IMAGE ? cut(l, &p, &s) : p;
@@ -272,14 +285,14 @@ static void resolve(struct layer *l)
     l->v = now.v;
     l->n = now.n;
     l->cap = now.cap;
-    l->lost = l->lost || now.lost;
+    l->odd = l->odd || now.odd;
     l->n_saved = 0;
 }
 
 void places_end(struct places *p)
 {
     for (size_t i = 0; i < p->n; i++)
-        if (p->v[i].n_saved > 0 || p->v[i].lost)
+        if (p->v[i].n_saved > 0 || p->v[i].odd)
             resolve(&p->v[i]);
     p->open = false;
 }
@@ -295,14 +308,14 @@ static int image_open(struct store *s, const struct head *h, struct stat *st)
     return cb_take_fd(&fd);
 }
 
-static void put_layer(struct places *p, struct layer *l, struct head *h)
+static void put_layer(struct places *p, struct kept *l, struct head *h)
 {
     CB_AUTO_FREE char *rel = layer_rel(&l->diff_id, "places");
     CB_AUTO_FREE char *rest = layer_rel(&l->diff_id, "rest");
     CB_AUTO_BUF all = CB_BUF_INIT(sizeof(*h) + SPANS_MAX * sizeof(struct span));
     struct stat st;
     h->files[REST] = (struct file_id){0, 0};
-    if (l->rest >= 0) {
+    if (l->rest_blocks > 0) {
         if (fstat(l->rest, &st) < 0 ||
             renameat(p->store->root, l->rest_rel, p->store->root, rest) < 0)
             return;
@@ -314,7 +327,7 @@ static void put_layer(struct places *p, struct layer *l, struct head *h)
     CB_AUTO_FREE struct span *v = cb_xcalloc(l->n + 1, sizeof(*v));
     for (size_t i = 0; i < l->n; i++) {
         const struct piece *q = &l->v[i];
-        uint64_t block = q->file == IMAGE ? q->block : q->rest;
+        uint64_t block = q->file == REST ? q->rest : q->file == IMAGE ? q->block : 0;
         v[i] = (struct span){q->stream, block, q->count, q->file};
     }
     cb_sha256(v, l->n * sizeof(*v), &h->body);
@@ -333,7 +346,7 @@ void places_put(struct places *p, enum prefix_folder folder, const struct cb_dig
         return;
     h.files[IMAGE] = (struct file_id){st.st_ino, (uint64_t)st.st_size};
     for (size_t i = 0; i < p->n; i++)
-        if (!p->v[i].lost)
+        if (!p->v[i].odd)
             put_layer(p, &p->v[i], &h);
 }
 
@@ -365,14 +378,16 @@ static int read_head(int fd, struct head *h)
 }
 
 /* All blocks of the layer, one after the other, inside their files. */
-static bool spans_fit(const struct place_reader *r, const struct head *h, uint64_t blocks)
+static bool spans_fit(const struct place_reader *r, const struct head *h, uint64_t blocks,
+                      bool whole)
 {
     uint64_t stream = 0;
     for (size_t i = 0; i < r->n; i++) {
         const struct span *v = &r->v[i];
-        if (v->stream != stream || v->count == 0 || v->file >= FILES ||
-            v->block > h->files[v->file].size / EXT4_BLOCK ||
-            v->count > h->files[v->file].size / EXT4_BLOCK - v->block)
+        if (v->stream != stream || v->count == 0 || v->file >= KINDS || (whole && v->file == LOST))
+            return false;
+        uint64_t size = v->file == LOST ? UINT64_MAX : h->files[v->file].size / EXT4_BLOCK;
+        if (v->block > size || v->count > size - v->block)
             return false;
         stream += v->count;
     }
@@ -380,7 +395,7 @@ static bool spans_fit(const struct place_reader *r, const struct head *h, uint64
 }
 
 static bool load(struct store *s, int fd, const struct cb_digest *diff_id, uint64_t blocks,
-                 struct place_reader *r)
+                 bool whole, struct place_reader *r)
 {
     struct head h;
     struct stat st;
@@ -392,7 +407,7 @@ static bool load(struct store *s, int fd, const struct cb_digest *diff_id, uint6
     if (cb_pread_all(fd, r->v, r->n * sizeof(*r->v), sizeof(h), NULL) < 0)
         return false;
     cb_sha256(r->v, r->n * sizeof(*r->v), &sum);
-    if (!cb_digest_eq(&sum, &h.body) || !spans_fit(r, &h, blocks))
+    if (!cb_digest_eq(&sum, &h.body) || !spans_fit(r, &h, blocks, whole))
         return false;
     r->fd[IMAGE] = image_open(s, &h, &st);
     if (r->fd[IMAGE] < 0 || st.st_ino != h.files[IMAGE].ino ||
@@ -408,7 +423,8 @@ static bool load(struct store *s, int fd, const struct cb_digest *diff_id, uint6
            (uint64_t)st.st_size == h.files[REST].size;
 }
 
-struct place_reader *place_open(struct store *s, const struct cb_digest *diff_id, uint64_t blocks)
+struct place_reader *place_open(struct store *s, const struct cb_digest *diff_id, uint64_t blocks,
+                                bool whole)
 {
     CB_AUTO_FREE char *rel = layer_rel(diff_id, "places");
     CB_AUTO_FD fd = openat(s->root, rel, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
@@ -416,7 +432,7 @@ struct place_reader *place_open(struct store *s, const struct cb_digest *diff_id
         return NULL;
     struct place_reader *r = cb_xcalloc(1, sizeof(*r));
     r->fd[IMAGE] = r->fd[REST] = -1;
-    if (load(s, fd, diff_id, blocks, r))
+    if (load(s, fd, diff_id, blocks, whole, r))
         return r;
     place_free(r);
     return NULL;
@@ -431,7 +447,7 @@ uint64_t place_find(struct place_reader *r, uint64_t stream, int *fd, uint64_t *
     if (r->at == r->n || r->v[r->at].stream > stream)
         return 0;
     const struct span *v = &r->v[r->at];
-    *fd = r->fd[v->file];
+    *fd = v->file == LOST ? -1 : r->fd[v->file];
     *block = v->block + (stream - v->stream);
     return v->count - (stream - v->stream);
 }
