@@ -68,6 +68,7 @@ void build_release(struct build *b)
             layer_blob_release(&b->layers[i].diff);
     }
     free(b->layers);
+    cache_key_release(&b->task_key);
     cache_key_release(&b->template_key);
     if (b->have_agent_layer)
         layer_blob_release(&b->agent_layer);

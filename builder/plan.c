@@ -357,8 +357,14 @@ int build_plan(struct build *b, struct cb_error *err)
     b->size_bytes_asked = b->c->rootfs_size_gb * GIB;
     if (!b->have_base || !b->have_kernel)
         return 0;
+    struct cb_digest last =
+        b->n_layers ? b->layers[b->n_layers - 1].key.digest : b->base_key.digest;
+    if (b->c->task) {
+        keys_cache_task(b->c, &last, &b->task_key);
+        last = b->task_key.digest;
+    }
     struct template_inputs in = {
-        .last_cache = b->n_layers ? b->layers[b->n_layers - 1].key.digest : b->base_key.digest,
+        .last_cache = last,
         .kernel = b->kernel_digest,
         .agent = b->agent,
         .initramfs = b->initramfs_digest,
