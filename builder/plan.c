@@ -430,10 +430,16 @@ static void keep_record(struct build *b, json_t *last, json_t *now)
     free(text);
 }
 
+/* The option by which nothing is reused, or NULL. */
+static const char *by_option(const struct build *b)
+{
+    return b->o->clean ? "--clean" : b->o->force ? "--force" : NULL;
+}
+
 char *plan_why(const struct build *b, size_t i, json_t *last, json_t *now)
 {
-    if (b->o->force || b->o->clean)
-        return cb_xasprintf("--%s", b->o->clean ? "clean" : "force");
+    if (by_option(b))
+        return cb_xstrdup(by_option(b));
     char *text = explain_layer(last, now, i);
     if (text)
         return text;
@@ -449,6 +455,8 @@ char *plan_why(const struct build *b, size_t i, json_t *last, json_t *now)
 
 char *plan_why_image(const struct build *b, json_t *last, json_t *now)
 {
+    if (by_option(b))
+        return cb_xstrdup(by_option(b));
     if (b->unbooted)
         return cb_xasprintf("version %llu is the same but was never booted",
                             (unsigned long long)b->unbooted);
