@@ -39,6 +39,9 @@ warned                                     a word of the registry's beside every
 redirect loop tofile toinside              a Location
 schema1 foreign artifact unknown arm both nodiff big huge endless deep selfindex wrongsize wrongdiff   manifests nobody should take
 badtoken notoken                           token servers
+push pushtoken pushflaky pushaway          where images can be put, in several ways
+pushcut pushlimit pushforget               uploads that must go on in another way
+pushlie pushdenied pushreadonly pushreferrers pushraced   and with other ends
 """.split()
 
 
@@ -89,6 +92,7 @@ class Repo:
         self.log = []
         self.count = {}
         self.lock = threading.Lock()
+        self.uploads = {}
         h = self.how
         image = Image(
             name, arch="arm64" if h == "arm" else "amd64", docker=h == "docker",
@@ -118,6 +122,8 @@ class Repo:
         if h == "big":
             self.top = (image.type, b" " * (5 << 20))
         self.manifests[digest(self.top[1])] = self.top
+        if h.startswith("push"):
+            self.blobs, self.manifests, self.top = {}, {}, None
         self.big = max(image.blobs, key=lambda d: len(image.blobs[d]))
 
     def make_index(self, image):
@@ -191,6 +197,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         self.route()
 
+    def do_PUT(self):
+        self.route()
+
+    def do_PATCH(self):
+        self.route()
+
+    def do_DELETE(self):
+        self.route()
+
     def route(self):
         url = urllib.parse.urlsplit(self.path)
         parts = url.path.strip("/").split("/")
@@ -207,13 +222,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.token(urllib.parse.parse_qs(url.query))
         if parts[0] != "v2" or len(parts) < 5:
             return self.error(404, "NAME_UNKNOWN", "no such thing")
+        if "uploads" in parts:
+            return self.uploading(repo("/".join(parts[1:parts.index("uploads") - 1])), url, parts[-1])
         r = repo("/".join(parts[1:-2]))
         with r.lock:
             r.log.append([self.command, self.path, self.headers.get("Range"), self.headers.get("Authorization")])
         if not self.allowed(r) or self.refused(r, parts[-2]):
             return None
         if parts[-2] == "manifests":
-            return self.manifest(r, parts[-1])
+            return self.put_manifest(r, parts[-1]) if self.command == "PUT" else self.manifest(r, parts[-1])
         return self.blob(r, parts[-1])
 
     # --- who may ---
@@ -223,7 +240,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if name.startswith("badtoken"):
             realm = "ftp://127.0.0.1/token"
         return [("WWW-Authenticate",
-                 'Bearer realm="%s",service="fake, registry",scope="repository:%s:pull"%s' % (realm, name, more))]
+                 'Bearer realm="%s",service="fake, registry",scope="repository:%s:%s"%s' % (
+                     realm, name, "pull,push" if name.startswith("push") else "pull", more))]
 
     def token(self, query):
         scope = query.get("scope", [""])[0]
@@ -268,12 +286,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return True
             self.error(401, "UNAUTHORIZED", "authentication required", [("WWW-Authenticate", 'Basic realm="x"')])
             return False
-        if r.how not in ("token", "identity", "expiring", "scoped", "ping", "private", "badtoken", "notoken", "redirect"):
+        if r.how not in ("token", "pushtoken", "identity", "expiring", "scoped", "ping", "private", "badtoken", "notoken", "redirect"):
             return True
         tag = "tok-%s-" % r.name.replace("/", ".")
         ok = auth.startswith("Bearer " + tag)
         more = ""
-        if ok and r.how == "expiring":  # every token is good for two requests
+        if ok and r.how in ("expiring", "pushtoken"):  # every token is good for two requests
             ok = r.nth(auth) < 2
             more = ',error="invalid_token"'
         if ok:
@@ -304,6 +322,97 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             return False
         return True
+
+    # --- what is put there ---
+
+    def refuse_unread(self, status, code, message, headers=()):
+        """Without the body that is on its way."""
+        self.close_connection = True
+        self.error(status, code, message, list(headers) + [("Connection", "close")])
+
+    def uploading(self, r, url, session):
+        query = urllib.parse.parse_qs(url.query)
+        length = int(self.headers.get("Content-Length") or 0)
+        with r.lock:
+            r.log.append([self.command, self.path, self.headers.get("Content-Range"),
+                          self.headers.get("Authorization")])
+        if not r.how.startswith("push") or r.how == "pushreadonly":
+            return self.refuse_unread(405, "UNSUPPORTED", "this registry is read-only")
+        if r.how == "pushdenied":
+            return self.refuse_unread(403, "DENIED", "not yours")
+        if not self.allowed(r):
+            self.rfile.read(length)
+            return None
+        if self.command == "POST":
+            return self.open_session(r, query)
+        if session not in r.uploads or (r.how == "pushforget" and r.nth("forget") == 0):
+            return self.refuse_unread(404, "BLOB_UPLOAD_UNKNOWN", "which upload?")
+        data = r.uploads[session]
+        where = [("Location", url.path + "?_state=" + str(len(data)))]
+        if self.command == "GET":
+            return self.answer(204, headers=where + [("Range", "0-%d" % max(0, len(data) - 1))])
+        if self.command == "DELETE":
+            del r.uploads[session]
+            return self.answer(204)
+        if r.how == "pushlimit" and length > 1 << 20:
+            return self.refuse_unread(413, "SIZE_INVALID", "too large")
+        if r.how == "pushcut" and length > 1 << 20 or (
+                r.how == "pushcut" and self.command == "PATCH" and r.nth("piece") == 1):
+            data += self.rfile.read(length // 2)
+            self.close_connection = True
+            return None
+        body = self.rfile.read(length)
+        if r.how == "pushflaky" and r.nth(self.command) < 2:
+            return self.error(500, "UNKNOWN", "oh")
+        if self.command == "PATCH":
+            if self.headers.get("Content-Range") != "%d-%d" % (len(data), len(data) + length - 1):
+                return self.error(416, "BLOB_UPLOAD_INVALID", "out of order", where)
+            data += body
+            return self.answer(202, headers=where + [("Range", "0-%d" % (len(data) - 1))])
+        data += body
+        name = query["digest"][0]
+        if digest(bytes(data)) != name:
+            return self.error(400, "DIGEST_INVALID", "these bytes are other ones")
+        r.blobs[name] = bytes(data)
+        return self.answer(201, headers=[("Docker-Content-Digest", name)])
+
+    def open_session(self, r, query):
+        if "mount" in query:
+            source, name = repo(query["from"][0]), query["mount"][0]
+            if source.how == "private":
+                return self.error(403, "DENIED", "not from there")
+            if name in source.blobs:
+                r.blobs[name] = source.blobs[name]
+                return self.answer(201, headers=[("Docker-Content-Digest", name)])
+        if r.how == "pushflaky" and r.nth("open") < 2:
+            return self.error(503, "UNAVAILABLE", "soon")
+        session = str(r.nth("session"))
+        r.uploads[session] = bytearray()
+        where = "/v2/%s/blobs/uploads/%s?_state=a%%2Fb" % (r.name, session)
+        if r.how == "pushaway":
+            where = "http://127.0.0.1:%d/cdn/%s/%s" % (PORTS["cdn"], r.name, session)
+        return self.answer(202, headers=[("Location", where), ("Range", "0-0")])
+
+    def put_manifest(self, r, name):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        doc, is_digest = json.loads(body), name.startswith("sha256:")
+        if not r.how.startswith("push") or (is_digest and name != digest(body)):
+            return self.error(400, "MANIFEST_INVALID", "no")
+        wanted = [d["digest"] for d in doc.get("layers", []) + ([doc["config"]] if "config" in doc else [])]
+        wanted += [d["digest"] for d in doc.get("manifests", []) if d["digest"] not in r.manifests]
+        missing = [d for d in wanted if d not in r.blobs]
+        if missing:
+            return self.error(404, "MANIFEST_BLOB_UNKNOWN", missing[0])
+        if r.how == "pushraced" and name.startswith("sha256-") and r.nth("race") == 0:
+            return self.error(412, "DENIED", "somebody was faster")
+        r.manifests[digest(body)] = r.manifests[name] = (self.headers["Content-Type"], body)
+        if name == "1":
+            r.top = r.manifests[name]
+        said = digest(b"something else") if r.how == "pushlie" else digest(body)
+        headers = [("Docker-Content-Digest", said)]
+        if r.how == "pushreferrers" and "subject" in doc:
+            headers.append(("OCI-Subject", doc["subject"]["digest"]))
+        return self.answer(201, headers=headers)
 
     # --- what there is ---
 
@@ -408,9 +517,12 @@ class Cdn(Handler):
     """Where redirects lead; like S3 it refuses a request that is signed and carries Authorization."""
 
     def route(self):
-        parts = self.path.strip("/").split("/")
+        url = urllib.parse.urlsplit(self.path)
+        parts = url.path.strip("/").split("/")
         if self.headers.get("Authorization"):
             return self.answer(400, b"only one authentication is allowed", "text/plain")
+        if self.command == "PUT":
+            return self.uploading(repo("/".join(parts[1:-1])), url, parts[-1])
         data = repo("/".join(parts[1:-1])).blobs.get(parts[-1])
         if data is None:
             return self.answer(404)

@@ -511,8 +511,7 @@ static int start_fake(void **state)
 {
     (void)state;
     static const char *const argv[] = {"python3", CB_SOURCE_DIR "/tests/fakes/registry.py", NULL};
-    (void)unsetenv("DOCKER_CONFIG");
-    (void)setenv("HOME", "/nonexistent", 1);
+    check_no_logins();
     server_start(&fake, argv, NULL, 1, "}");
     port = server_number(&fake, "\"port\": ");
     cdn = server_number(&fake, "\"cdn\": ");

@@ -328,12 +328,7 @@ static int start_fake(void **state)
 {
     (void)state;
     static const char *const argv[] = {"python3", CB_SOURCE_DIR "/tests/fakes/registry.py", NULL};
-    static const char *const variables[] = {"DOCKER_CONFIG", "REGISTRY_AUTH_FILE",
-                                            "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME",
-                                            "GCE_METADATA_HOST"};
-    for (size_t i = 0; i < sizeof(variables) / sizeof(variables[0]); i++)
-        (void)unsetenv(variables[i]);
-    (void)setenv("HOME", "/nonexistent", 1);
+    check_no_logins();
     server_start(&fake, argv, NULL, 1, "}");
     port = server_number(&fake, "\"port\": ");
     return port > 0 ? 0 : -1;
