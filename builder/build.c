@@ -68,13 +68,11 @@ void build_release(struct build *b)
             layer_blob_release(&b->layers[i].diff);
     }
     free(b->layers);
-    cache_key_release(&b->task_key);
     cache_key_release(&b->template_key);
     if (b->have_agent_layer)
         layer_blob_release(&b->agent_layer);
     boot_info_release(&b->boot);
     chunk_map_release(&b->chunks);
-    places_free(b->places);
     cb_strv_release(&b->unknown);
     store_free(b->store);
     emitter_release(&b->em);
@@ -131,6 +129,8 @@ int build_run(const struct workload_config *c, struct settings *settings,
         rc = build_steps(&b, out, err);
     if (rc < 0 && err)
         emit_step_end(&b.em, 1, err); /* the step that was open, if one was */
+    if (b.store && !out->up_to_date)
+        build_trim(&b);
     if (rc >= 0) {
         out->name = cb_xstrdup(b.name);
         keys_workload(c, out->workload_key);

@@ -41,7 +41,6 @@ struct build {
     struct cache_key base_key;
     struct build_layer *layers;
     size_t n_layers;
-    struct cache_key task_key; /* of the task's layer on top of them, when there is a task */
     struct cache_key template_key;
     uint64_t published; /* the version that has this key already and will do, 0: none */
     uint64_t unbooted;  /* one that has it and will not: it was never booted */
@@ -53,7 +52,6 @@ struct build {
     char *image_tmp; /* the flattened image, in the store's tmp, until it is published */
     struct flatten_result image;
     struct chunk_map chunks; /* of the image */
-    struct places *places;   /* where it has its layers' files */
 };
 
 /* After a machine was stopped: counts it out, and hands on @rc, the outcome of its use, or
@@ -89,6 +87,8 @@ int build_choose_driver(struct build *b, const struct machine_driver **out, stru
 
 /* builder/finish.c: agent layer, flatten, boot check, publish. */
 int build_finish(struct build *b, struct build_result *out, struct cb_error *err);
+/* builder/trim.c: keeps the store within its limits, after a build that succeeded or not. */
+void build_trim(struct build *b);
 /* What the finished image starts, from the config and the base image. */
 void boot_info_make(const struct build *b, struct boot_info *out);
 

@@ -17,9 +17,6 @@
 /* The kernel's own words, and what our initramfs needs to know; a host adds its network to it. */
 #define TEMPLATE_CMDLINE "console=ttyS0 quiet panic=-1 capsule.mode=boot"
 
-/* Images that builders stood on are a convenience: the least recently used go first. */
-static const uint64_t lowers_keep_bytes = UINT64_C(16) << 30;
-
 static void add_pairs(struct config_pairs *to, const char *key, const char *value)
 {
     for (size_t i = 0; i < to->n; i++) {
@@ -188,7 +185,6 @@ static int make_image(struct build *b, struct cb_error *err)
     if (!b->o->clean)
         (void)prefix_find(b->store, layers, n, &below);
     const struct flatten_parent parent = {below.fd, below.n_layers, &below.chunks};
-    b->places = places_new(b->store);
     char *tmp = store_tmp_path(b->store, "image");
     struct flatten_spec spec = {.store = b->store,
                                 .layers = layers,
@@ -197,9 +193,7 @@ static int make_image(struct build *b, struct cb_error *err)
                                 .out_path = tmp,
                                 .progress = &b->em.progress,
                                 .chunks = &b->chunks,
-                                .parent = &parent,
-                                .flags = b->o->clean ? FLATTEN_INFLATE : 0,
-                                .places = b->places};
+                                .parent = &parent};
     rc = flatten(&spec, &b->image, err);
     if (rc < 0) {
         free(tmp);
@@ -324,7 +318,6 @@ static void note_prefix(const struct build *b)
     size_t n = gather_layers(b, &layers);
     CB_AUTO_ERROR lost = CB_ERROR_INIT;
     (void)prefix_put(b->store, layers, n, PREFIX_IMAGES, &b->image.digest, &b->chunks, &lost);
-    places_put(b->places, PREFIX_IMAGES, &b->image.digest);
 }
 
 static int store_chunks_of(struct build *b, struct store_chunks *out, struct cb_error *err)
@@ -382,10 +375,5 @@ int build_finish(struct build *b, struct build_result *out, struct cb_error *err
         rc = check_boot(b, err);
     if (rc >= 0)
         rc = publish(b, out, err);
-    if (rc >= 0) {
-        store_lower_trim(b->store, lowers_keep_bytes);
-        prefix_trim(b->store);
-        places_trim(b->store);
-    }
     return rc;
 }

@@ -37,6 +37,9 @@ struct cli_args {
     size_t n_forwards;
     char **exec_argv; /* borrowed from argv */
     uint64_t version;
+    uint64_t max_bytes, keep; /* gc; 0: what the settings say */
+    int64_t min_age_s;        /* gc; -1: not given */
+    bool dry_run, repair;
 };
 
 /* Each returns the exit status. main.c says in which program it is. */
@@ -52,6 +55,12 @@ int cmd_templates(struct cli_args *a);
 int cmd_show(struct cli_args *a);
 int cmd_boot(struct cli_args *a);
 int cmd_doctor(struct cli_args *a);
+int cmd_gc(struct cli_args *a);
+int cmd_df(struct cli_args *a);
+int cmd_verify(struct cli_args *a);
+
+/* NAME or NAME:VERSION. The exit status, after printing. */
+int cli_remove_template(struct store *store, const char *word);
 
 /* @text up to the first @end of "" (all of it) or of one of its characters, with its newlines and
  * tabs and without other control characters, also those of C1: what people read holds text of the

@@ -125,6 +125,8 @@ static int with_store(struct cli_args *a, int (*fn)(struct cli_args *, struct st
 
 static int list_templates(struct cli_args *a, struct store *store)
 {
+    if (a->words.n)
+        return cli_remove_template(store, a->words.v[1]);
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     CB_AUTO_STRV names = {0};
     if (store_template_names(store, &names, &err) < 0)
@@ -164,6 +166,11 @@ static int list_templates(struct cli_args *a, struct store *store)
 
 int cmd_templates(struct cli_args *a)
 {
+    if (a->words.n && (a->words.n != 2 || strcmp(a->words.v[0], "rm") != 0)) {
+        CB_AUTO_ERROR err = CB_ERROR_INIT;
+        (void)cb_fail(&err, CB_E_CONFIG, "usage: capsule-build templates [rm NAME[:VERSION]]");
+        return cli_fail(&err);
+    }
     return with_store(a, list_templates);
 }
 

@@ -35,6 +35,11 @@ enum {
     OPT_VERSION,
     OPT_EXPLAIN,
     OPT_LOCKED,
+    OPT_MAX_BYTES,
+    OPT_KEEP,
+    OPT_MIN_AGE,
+    OPT_DRY_RUN,
+    OPT_REPAIR,
 };
 
 #define SETTINGS_OPTIONS                                                                           \
@@ -69,8 +74,6 @@ static const struct option plan_options[] = {
     {"pull", required_argument, NULL, OPT_PULL},
     {"allow-unknown", no_argument, NULL, OPT_ALLOW_UNKNOWN},
     {"locked", no_argument, NULL, OPT_LOCKED},
-    {"force", no_argument, NULL, OPT_FORCE},
-    {"clean", no_argument, NULL, OPT_CLEAN},
     {"no-boot-check", no_argument, NULL, OPT_NO_BOOT_CHECK},
     {"explain", no_argument, NULL, OPT_EXPLAIN},
     {"json", no_argument, NULL, OPT_JSON},
@@ -97,6 +100,19 @@ static const struct option boot_options[] = {
     {"version", required_argument, NULL, OPT_VERSION},
     END_OPTIONS,
 };
+static const struct option gc_options[] = {
+    SETTINGS_OPTIONS,
+    {"max-bytes", required_argument, NULL, OPT_MAX_BYTES},
+    {"keep", required_argument, NULL, OPT_KEEP},
+    {"min-age", required_argument, NULL, OPT_MIN_AGE},
+    {"dry-run", no_argument, NULL, OPT_DRY_RUN},
+    {"json", no_argument, NULL, OPT_JSON},
+    END_OPTIONS,
+};
+static const struct option verify_options[] = {SETTINGS_OPTIONS,
+                                               {"repair", no_argument, NULL, OPT_REPAIR},
+                                               {"json", no_argument, NULL, OPT_JSON},
+                                               END_OPTIONS};
 static const struct option settings_options[] = {SETTINGS_OPTIONS, END_OPTIONS};
 
 /* A subcommand lives in one of the two programs and the table says in which: FRONT(cmd_x) in
@@ -127,10 +143,16 @@ static const struct subcommand {
     {"logs", FRONT(cmd_logs), logs_options, 0, 1, "logs [-f] [BUILD]",
      "what a build said; -f follows it until it is over"},
     {"builds", FRONT(cmd_builds), list_options, 0, 1, "builds [NAME]", "builds, newest first"},
-    {"templates", FRONT(cmd_templates), list_options, 0, 0, "templates", "published templates"},
+    {"templates", FRONT(cmd_templates), list_options, 0, 2, "templates [rm NAME[:VERSION]]",
+     "published templates; rm removes one"},
     {"show", FRONT(cmd_show), show_options, 1, 1, "show NAME", "what a template is made of"},
     {"boot", JOB(cmd_boot), boot_options, 1, 1, "boot NAME [--exec CMD ARGS...]",
      "boot a template on a throwaway disk"},
+    {"gc", FRONT(cmd_gc), gc_options, 0, 0, "gc [--max-bytes SIZE] [--keep N]",
+     "remove what nothing needs, and more until the store fits"},
+    {"df", FRONT(cmd_df), list_options, 0, 0, "df", "what takes how much of the store"},
+    {"verify", JOB(cmd_verify), verify_options, 0, 0, "verify [--repair]",
+     "compare everything in the store with its digest"},
     {"doctor", JOB(cmd_doctor), settings_options, 0, 0, "doctor",
      "check this machine and say what to install"},
     {"run-job", JOB(cmd_run_job), settings_options, 0, 0, NULL, NULL},
@@ -147,31 +169,38 @@ static void print_help(FILE *out)
     for (size_t i = 0; i < N_SUBCOMMANDS; i++)
         if (subcommands[i].usage)
             fprintf(out, "  %-32s %s\n", subcommands[i].usage, subcommands[i].help);
-    fputs("\nBuilding:\n"
-          "  --isolation vm|container|auto    where commands run (auto)\n"
-          "  --pull always|missing|never      when a registry is asked what a tag is (always)\n"
-          "  --force                          run all layers, whatever is cached\n"
-          "  --clean                          the same, and make the base image anew\n"
-          "  --no-boot-check                  publish without booting it once\n"
-          "  --boot-timeout SECONDS           until it must be ready (60; 300 emulated)\n"
-          "  --progress auto|plain|tty|json   how it is shown (auto)\n"
-          "  --allow-unknown                  unknown keys are warnings\n"
-          "  --locked                         the base image that the version in use was built on\n"
-          "  --explain                        (plan) why what is not cached is not\n"
-          "\nBooting:\n"
-          "  --forward HOST:GUEST             a port of this machine's loopback leads there\n"
-          "  --exec CMD ARGS...               run one command; its exit code is ours\n"
-          "  --once                           say when it is ready, then power off\n"
-          "  --version N                      a version other than the current one\n"
-          "\nEverywhere:\n"
-          "  --config FILE                    a settings file\n"
-          "  --registry-mirror HOST=URL       images of HOST come from URL\n"
-          "  --kernel FILE                    boot this kernel, not the distribution's\n"
-          "  --allow-host-network             build although the network cannot be closed off\n"
-          "  --json                           lists, `show` and `plan` as JSON\n"
-          "\nExit status: 0 done, 1 the build failed, 2 the input is wrong, 3 this machine lacks\n"
-          "something, 130 interrupted. State: $CAPSULE_BUILD_HOME. `capsule-build doctor` helps.\n",
-          out);
+    fputs(
+        "\nBuilding:\n"
+        "  --isolation vm|container|auto    where commands run (auto)\n"
+        "  --pull always|missing|never      when a registry is asked what a tag is (always)\n"
+        "  --force                          run all layers, whatever is cached\n"
+        "  --clean                          the same, and make the base image anew\n"
+        "  --no-boot-check                  publish without booting it once\n"
+        "  --boot-timeout SECONDS           until it must be ready (60; 300 emulated)\n"
+        "  --progress auto|plain|tty|json   how it is shown (auto)\n"
+        "  --allow-unknown                  unknown keys are warnings\n"
+        "  --locked                         the base image that the version in use was built on\n"
+        "  --explain                        (plan) why what is not cached is not\n"
+        "\nBooting:\n"
+        "  --forward HOST:GUEST             a port of this machine's loopback leads there\n"
+        "  --exec CMD ARGS...               run one command; its exit code is ours\n"
+        "  --once                           say when it is ready, then power off\n"
+        "  --version N                      a version other than the current one\n"
+        "\nThe store:\n"
+        "  --max-bytes SIZE                 (gc) it shall not take more, such as 20G\n"
+        "  --keep N                         (gc) old versions of a template that stay\n"
+        "  --min-age SECONDS                (gc) leave what is younger and not in use (3600)\n"
+        "  --dry-run                        (gc) only say what would go\n"
+        "  --repair                         (verify) put aside what is bad, make anew what can be\n"
+        "\nEverywhere:\n"
+        "  --config FILE                    a settings file\n"
+        "  --registry-mirror HOST=URL       images of HOST come from URL\n"
+        "  --kernel FILE                    boot this kernel, not the distribution's\n"
+        "  --allow-host-network             build although the network cannot be closed off\n"
+        "  --json                           lists, `show` and `plan` as JSON\n"
+        "\nExit status: 0 done, 1 the build failed, 2 the input is wrong, 3 this machine lacks\n"
+        "something, 130 interrupted. State: $CAPSULE_BUILD_HOME. `capsule-build doctor` helps.\n",
+        out);
 }
 
 __attribute__((format(printf, 1, 2))) static int bad_usage(const char *fmt, ...)
@@ -196,6 +225,20 @@ static bool parse_number(const char *text, uint64_t min, uint64_t max, uint64_t 
     if (errno || *end || v < min || v > max)
         return false;
     *out = v;
+    return true;
+}
+
+/* A number of bytes from 1, or of K, M, G or T of them, by 1024. */
+static bool parse_size(const char *text, uint64_t *out)
+{
+    static const char units[] = "KMGT";
+    size_t n = strlen(text);
+    const char *unit = n ? strchr(units, text[n - 1]) : NULL;
+    CB_AUTO_FREE char *digits = cb_xstrndup(text, unit ? n - 1 : n);
+    unsigned shift = unit ? 10 * (unsigned)(unit - units + 1) : 0;
+    if (!parse_number(digits, 1, UINT64_MAX >> (shift + 1), out))
+        return false;
+    *out <<= shift;
     return true;
 }
 
@@ -260,6 +303,21 @@ static int set_option(struct cli_args *a, int opt, const char *value)
         if (!parse_number(value, 1, UINT32_MAX, &a->version))
             return bad_usage("--version %s: not a version number", value);
         return 0;
+    case OPT_MAX_BYTES:
+        if (!parse_size(value, &a->max_bytes))
+            return bad_usage("--max-bytes %s: not a size such as 500M or 20G", value);
+        return 0;
+    case OPT_KEEP:
+        if (!parse_number(value, 1, UINT32_MAX, &a->keep))
+            return bad_usage("--keep %s: not a number of versions from 1", value);
+        return 0;
+    case OPT_MIN_AGE:
+        if (!parse_number(value, 0, UINT32_MAX, &n))
+            return bad_usage("--min-age %s: not a number of seconds", value);
+        a->min_age_s = (int64_t)n;
+        return 0;
+    case OPT_DRY_RUN: a->dry_run = true; return 0;
+    case OPT_REPAIR: a->repair = true; return 0;
     case OPT_JSON: a->json = true; return 0;
     case OPT_EXPLAIN: a->explain = true; return 0;
     case OPT_LOCKED: a->locked = true; return 0;
@@ -323,7 +381,7 @@ static int parse(struct cli_args *a, const struct subcommand *sc, int argc, char
 /* Reads the rest of the command line and does what it says. */
 static int run(const struct subcommand *sc, int argc, char **argv)
 {
-    struct cli_args a = {.program = argv[0], .command = sc->name};
+    struct cli_args a = {.program = argv[0], .min_age_s = -1, .command = sc->name};
     int rc = parse(&a, sc, argc, argv);
     if (rc == -1) {
         print_help(stdout);

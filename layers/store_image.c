@@ -83,7 +83,10 @@ int store_lower_open(struct store *s, const struct cb_digest *key, char **path,
 {
     CB_AUTO_FREE char *rel = file_rel("lowers", key);
     for (;;) {
+        store_share(s);
+        store_pin(s, PIN_LOWER, key);
         CB_AUTO_FD fd = openat(s->root, rel, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+        store_unshare(s);
         if (fd < 0 && errno == ENOENT)
             return cb_fail(err, CB_E_NOTFOUND, "%s is not in the store", rel);
         if (fd < 0)
@@ -107,6 +110,9 @@ int store_lower_publish(struct store *s, const char *path, const struct cb_diges
                         struct cb_error *err)
 {
     CB_AUTO_FREE char *rel = file_rel("lowers", key);
+    store_share(s);
+    store_pin(s, PIN_LOWER, key); /* whoever made it opens it next */
+    store_unshare(s);
     return publish_file(s, path, rel, err);
 }
 

@@ -92,7 +92,8 @@ void store_pin_version(struct store *s, const char *name, uint64_t version)
 
 void store_pin(struct store *s, enum store_pin kind, const struct cb_digest *d)
 {
-    static const char *const words[] = {[PIN_BLOB] = "blob", [PIN_IMAGE] = "image"};
+    static const char *const words[] = {
+        [PIN_BLOB] = "blob", [PIN_IMAGE] = "image", [PIN_LOWER] = "lower"};
     struct cb_digest id = *d; /* one set for all kinds */
     id.b[CB_SHA256_LEN - 1] ^= (uint8_t)kind;
     (void)pthread_mutex_lock(&s->share_lock);

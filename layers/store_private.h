@@ -58,7 +58,7 @@ void store_unshare(struct store *s);
  * this thread shares it. */
 int store_lock_alone(struct store *s, struct cb_error *err);
 
-enum store_pin { PIN_BLOB, PIN_IMAGE };
+enum store_pin { PIN_BLOB, PIN_IMAGE, PIN_LOWER };
 /* Writes down that this process uses it. Called with the lock shared, before looking whether it is
  * there. */
 void store_pin(struct store *s, enum store_pin kind, const struct cb_digest *d);
@@ -87,6 +87,14 @@ struct ZSTD_DCtx_s;
 int store_chunk_read(struct store *s, const struct cb_digest *d, uint32_t max,
                      struct ZSTD_DCtx_s *z, struct cb_buf *scratch, unsigned char *out, size_t *len,
                      struct cb_error *err);
+
+/* layers/store_template.c: the versions of @name in *@v (owned), unordered, and which is in use (0:
+ * none that can be told). Several may be there while nobody publishes. */
+int store_template_versions(struct store *s, const char *name, uint64_t **v, size_t *n,
+                            uint64_t *current, struct cb_error *err);
+
+/* Removes a version and its lookup by key, durably. Called with the lock alone. */
+int store_version_unlink(struct store *s, const char *name, uint64_t version, struct cb_error *err);
 
 /* What a map that is pinned is called in tmp/, behind its number. */
 #define STORE_PINNED_MAP "pinned-map"

@@ -1,6 +1,8 @@
 /* Templates and cache records: the small documents that refer to blobs and images. */
+#include "layers/store_gc.h"
 #include "layers/store_private.h"
 
+#include "schemas/reference.h"
 #include "support/cleanup.h"
 #include "support/file.h"
 #include "support/mem.h"
@@ -139,6 +141,19 @@ static int list_versions(struct store *s, const char *name, uint64_t **v, size_t
     return 0;
 }
 
+static int read_pointer(struct store *s, const char *name, uint64_t *version, struct cb_error *err);
+
+int store_template_versions(struct store *s, const char *name, uint64_t **v, size_t *n,
+                            uint64_t *current, struct cb_error *err)
+{
+    *current = 0;
+    int rc = list_versions(s, name, v, n, err);
+    if (rc == 0 && read_pointer(s, name, current, NULL) < 0)
+        *current = 0;
+    return rc;
+}
+
+/* The highest number that was ever given. */
 static int newest_version(struct store *s, const char *name, uint64_t *version,
                           struct cb_error *err)
 {
@@ -148,6 +163,12 @@ static int newest_version(struct store *s, const char *name, uint64_t *version,
     *version = 0;
     for (size_t i = 0; i < n; i++)
         *version = v[i] > *version ? v[i] : *version;
+    CB_AUTO_FREE char *rel = cb_xasprintf("templates/%s/newest", name);
+    CB_AUTO_BUF text = CB_BUF_INIT(0);
+    uint64_t removed;
+    if (rc == 0 && store_read(s, rel, &text, NULL) == 0 && text.len &&
+        parse_version(text.data, text.data + text.len - 1, &removed) && removed > *version)
+        *version = removed;
     return rc;
 }
 
@@ -326,14 +347,13 @@ static int publish_locked(struct store *s, struct template_manifest *m, bool mov
     return rc;
 }
 
-int store_template_publish(struct store *s, struct template_manifest *m, bool move_pointer,
-                           struct cb_error *err)
+static int publish(struct store *s, struct template_manifest *m, bool move_pointer,
+                   struct cb_error *err)
 {
-    int rc = check_name(m->name, err);
-    if (rc < 0)
-        return rc;
     CB_AUTO_FREE char *folder = cb_xasprintf("templates/%s", m->name);
-    rc = check_complete(s, m, err);
+    int rc = check_complete(s, m, err);
+    if (rc == 0 && m->n_chunks)
+        rc = store_chunks_check(s, &m->image, err);
     /* the names of all that the manifest refers to, once for all of them */
     if (rc == 0)
         rc = store_sync_dir(s, "blobs/sha256", err);
@@ -346,6 +366,18 @@ int store_template_publish(struct store *s, struct template_manifest *m, bool mo
     CB_AUTO_FD lock = rc == 0 ? lock_template(s, m->name, err) : -1;
     if (rc == 0)
         rc = lock < 0 ? lock : publish_locked(s, m, move_pointer, err);
+    return rc;
+}
+
+int store_template_publish(struct store *s, struct template_manifest *m, bool move_pointer,
+                           struct cb_error *err)
+{
+    int rc = check_name(m->name, err);
+    if (rc < 0)
+        return rc;
+    store_share(s); /* what is complete stays so until the version refers to it */
+    rc = publish(s, m, move_pointer, err);
+    store_unshare(s);
     if (rc < 0)
         cb_wrap(err, "publish template %s", m->name);
     return rc;
@@ -372,12 +404,9 @@ static uint64_t look_up_key(struct store *s, const char *name, const struct cb_d
     return version;
 }
 
-int store_template_find(struct store *s, const char *name, const struct cb_digest *template_key,
+static int find_version(struct store *s, const char *name, const struct cb_digest *template_key,
                         struct template_manifest **out, struct cb_error *err)
 {
-    int rc = check_name(name, err);
-    if (rc < 0)
-        return rc;
     CB_AUTO_FREE char *folder = cb_xasprintf("templates/%s", name);
     if (faccessat(s->root, folder, F_OK, 0) < 0)
         return no_template(err, name);
@@ -386,7 +415,7 @@ int store_template_find(struct store *s, const char *name, const struct cb_diges
         CB_AUTO_FD lock = lock_template(s, name, err);
         if (lock < 0)
             return lock;
-        rc = repair_keys(s, name, err);
+        int rc = repair_keys(s, name, err);
         if (rc < 0)
             return rc;
         version = look_up_key(s, name, template_key);
@@ -398,15 +427,29 @@ int store_template_find(struct store *s, const char *name, const struct cb_diges
         !cb_digest_eq(&m->template_key, template_key) || check_complete(s, m, &why) < 0)
         return cb_fail(err, CB_E_NOTFOUND, "template %s has no complete version with this key%s%s",
                        name, why.msg ? ": " : "", why.msg ? why.msg : "");
+    CB_AUTO_FREE char *rel =
+        cb_xasprintf("templates/%s/%llu.json", name, (unsigned long long)version);
+    store_touch(s, rel);
+    store_pin_version(s, name, version);
     *out = cb_take_ptr(&m);
     return 0;
 }
 
-int store_template_point(struct store *s, const char *name, uint64_t version, struct cb_error *err)
+int store_template_find(struct store *s, const char *name, const struct cb_digest *template_key,
+                        struct template_manifest **out, struct cb_error *err)
 {
     int rc = check_name(name, err);
     if (rc < 0)
         return rc;
+    store_share(s); /* what is found stays until it is pinned */
+    rc = find_version(s, name, template_key, out, err);
+    store_unshare(s);
+    return rc;
+}
+
+static int point(struct store *s, const char *name, uint64_t version, struct cb_error *err)
+{
+    int rc;
     CB_AUTO(manifest) m = NULL;
     rc = load_version(s, name, version, &m, err);
     if (rc == 0)
@@ -418,6 +461,17 @@ int store_template_point(struct store *s, const char *name, uint64_t version, st
     uint64_t now = 0;
     if (rc == 0 && (read_pointer(s, name, &now, NULL) < 0 || now != version))
         rc = write_pointer(s, m, err);
+    return rc;
+}
+
+int store_template_point(struct store *s, const char *name, uint64_t version, struct cb_error *err)
+{
+    int rc = check_name(name, err);
+    if (rc < 0)
+        return rc;
+    store_share(s);
+    rc = point(s, name, version, err);
+    store_unshare(s);
     if (rc < 0)
         cb_wrap(err, "move template %s to version %llu", name, (unsigned long long)version);
     return rc;
@@ -445,4 +499,80 @@ int store_template_names(struct store *s, struct cb_strv *out, struct cb_error *
     if (out->n > first)
         qsort(out->v + first, out->n - first, sizeof(*out->v), compare_names);
     return 0;
+}
+
+/* -- removing -- */
+
+/* The whole folder goes at once: to tmp/, which is swept. */
+static int remove_template(struct store *s, const char *name, struct cb_error *err)
+{
+    CB_AUTO_FREE char *rel = cb_xasprintf("templates/%s", name);
+    CB_AUTO_FREE char *away = store_session_path(s, "removed-template");
+    if (!away || renameat(s->root, rel, s->root, away) < 0)
+        return cb_fail_sys(err, errno, "remove %s/%s", s->dir, rel);
+    int rc = store_sync_dir(s, "templates", err);
+    CB_AUTO_FREE char *path = cb_xasprintf("%s/%s", s->dir, away);
+    (void)cb_remove_tree(path, NULL);
+    return rc;
+}
+
+int store_version_unlink(struct store *s, const char *name, uint64_t version, struct cb_error *err)
+{
+    CB_AUTO_FREE char *folder = cb_xasprintf("templates/%s", name);
+    CB_AUTO_FREE char *rel = cb_xasprintf("%s/%llu.json", folder, (unsigned long long)version);
+    CB_AUTO(manifest) m = NULL;
+    if (load_version(s, name, version, &m, NULL) == 0 &&
+        look_up_key(s, name, &m->template_key) == version) {
+        CB_AUTO_FREE char *key = key_rel(name, &m->template_key);
+        (void)unlinkat(s->root, key, 0);
+    }
+    store_step(rel);
+    if (unlinkat(s->root, rel, 0) < 0 && errno != ENOENT)
+        return cb_fail_sys(err, errno, "remove %s/%s", s->dir, rel);
+    return store_sync_dir(s, folder, err);
+}
+
+static int remove_version(struct store *s, const char *name, uint64_t version, struct cb_error *err)
+{
+    uint64_t *list = NULL, current = 0;
+    size_t n = 0;
+    int rc = store_template_versions(s, name, &list, &n, &current, err);
+    CB_AUTO_FREE uint64_t *v = list;
+    bool there = false, newest = true;
+    for (size_t i = 0; i < n; i++) {
+        there = there || v[i] == version;
+        newest = newest && v[i] <= version;
+    }
+    if (rc == 0 && !there)
+        return cb_fail(err, CB_E_NOTFOUND, "template %s has no version %llu", name,
+                       (unsigned long long)version);
+    if (rc == 0 && version == current) {
+        cb_fail(err, CB_E_CONFLICT, "version %llu of %s is the one in use",
+                (unsigned long long)version, name);
+        return cb_hint(err, "remove the whole template by its name alone, or build another version "
+                            "first");
+    }
+    if (rc == 0 && newest) { /* its number is not given again */
+        CB_AUTO_FREE char *rel = cb_xasprintf("templates/%s/newest", name);
+        CB_AUTO_FREE char *text = cb_xasprintf("%llu\n", (unsigned long long)version);
+        rc = store_replace(s, rel, text, strlen(text), err);
+    }
+    return rc < 0 ? rc : store_version_unlink(s, name, version, err);
+}
+
+int store_template_remove(struct store *s, const char *name, uint64_t version, struct cb_error *err)
+{
+    int rc = check_name(name, err);
+    if (rc < 0)
+        return rc;
+    CB_AUTO_FD alone = store_lock_alone(s, err);
+    if (alone < 0)
+        return alone;
+    CB_AUTO_FREE char *folder = cb_xasprintf("templates/%s", name);
+    if (faccessat(s->root, folder, F_OK, 0) < 0) {
+        if (!image_ref_is_builtin(name))
+            return no_template(err, name);
+        return cb_fail(err, CB_E_CONFLICT, "%s is built in and cannot be removed", name);
+    }
+    return version ? remove_version(s, name, version, err) : remove_template(s, name, err);
 }

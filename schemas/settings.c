@@ -15,6 +15,8 @@
 #include <unistd.h>
 
 #define REGISTRIES_MAX 256u
+#define STORE_GB_MAX 1048576u
+#define KEEP_MAX 1000000u
 #define MIRRORS_MAX 8u
 #define FETCHES_MAX 16
 #define DEBIAN_MIRROR "http://deb.debian.org/debian"
@@ -226,6 +228,16 @@ static const struct field settings_fields[] = {
     {.name = "isolation", .read = read_choice, .offset = AT(isolation), .more = isolations},
     {.name = "pull", .read = read_choice, .offset = AT(pull), .more = pulls},
     {.name = "allow_host_network", .read = read_bool, .offset = AT(allow_host_network)},
+    {.name = "store_max_gb",
+     .read = read_u32,
+     .offset = AT(store_max_gb),
+     .min = 1,
+     .max = STORE_GB_MAX},
+    {.name = "keep_versions",
+     .read = read_u32,
+     .offset = AT(keep_versions),
+     .min = 1,
+     .max = KEEP_MAX},
     {.name = "parallel_fetches",
      .read = read_u32,
      .offset = AT(parallel_fetches),

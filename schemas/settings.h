@@ -32,6 +32,8 @@ struct settings {
     char *isolation;     /* "auto", "vm", "container" */
     char *pull;          /* "always", "missing", "never" */
     bool allow_host_network;
+    uint32_t store_max_gb;     /* a publish makes room down to it; 0: no ceiling */
+    uint32_t keep_versions;    /* old ones of a template; 0: all */
     uint32_t parallel_fetches; /* blobs at once; 0: the default of 4 */
     uint32_t stall_seconds;    /* of a transfer in which nothing comes; 0: the default of 30 s */
     struct registry_settings *registries;

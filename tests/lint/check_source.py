@@ -16,7 +16,7 @@ for m in re.finditer(r'set\(CB_MAY_USE_(\w+) ([^)]*)\)', (root / "cmake" / "CbTa
     folder = m[1].split("_")[0]
     table.setdefault(folder, {folder}).update(u.split("_")[0] for u in m[2].replace('"', "").split())
 # What capsule-build, the supervisor, may know of the folders whose rest only cli/job/ (capsule-build-job) links.
-SUPERVISOR = {"layers": {"layers/store.h"}, "builder": {"builder/sweep.h"}}
+SUPERVISOR = {"layers": {"layers/store.h", "layers/store_gc.h"}, "builder": {"builder/sweep.h"}}
 
 BANNED = re.compile(r"(?<![\w.>])(system|popen|strcpy|strcat|sprintf|vsprintf|gets|strtok|tmpnam|mktemp|tempnam"
                     r"|atoi|atol|atoll|alloca)\s*\(")
