@@ -1,6 +1,7 @@
 /* corpus_tool: every case of a corpus (corpus.py) through the flattener, in one process.
  *
  *   corpus_tool flatten CORPUS OUT [CASE...]   without names: all cases
+ *   corpus_tool list IMAGE                     image_list.h of one image
  *
  * A legal case leaves OUT/NAME.ext4 and OUT/NAME.list (image_list.h), a refused one OUT/NAME.error:
  * the name of the code and the message, a line each. Each prints "NAME DIGEST" or "NAME refused".
@@ -164,8 +165,10 @@ static int run_cases(struct run *r, const char *dir, char **names, int n, struct
 int main(int argc, char **argv)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
+    if (argc == 3 && strcmp(argv[1], "list") == 0)
+        return image_list(argv[2], stdout, &err) < 0 ? fail(&err) : 0;
     if (argc < 4 || strcmp(argv[1], "flatten") != 0) {
-        fprintf(stderr, "usage: corpus_tool flatten CORPUS OUT [CASE...]\n");
+        fprintf(stderr, "usage: corpus_tool flatten CORPUS OUT [CASE...] | list IMAGE\n");
         return 2;
     }
     struct run r = {.out = argv[3]};
