@@ -40,6 +40,9 @@ struct cli_args {
     uint64_t max_bytes, keep; /* gc; 0: what the settings say */
     int64_t min_age_s;        /* gc; -1: not given */
     bool dry_run, repair;
+    const char *format, *output, *with_kernel; /* export */
+    uint64_t size;                             /* bytes; 0: not given */
+    bool compress, keep_zstd;
 };
 
 /* Each returns the exit status. main.c says in which program it is. */
@@ -54,6 +57,7 @@ int cmd_builds(struct cli_args *a);
 int cmd_templates(struct cli_args *a);
 int cmd_show(struct cli_args *a);
 int cmd_boot(struct cli_args *a);
+int cmd_export(struct cli_args *a);
 int cmd_doctor(struct cli_args *a);
 int cmd_gc(struct cli_args *a);
 int cmd_df(struct cli_args *a);

@@ -40,6 +40,11 @@ enum {
     OPT_MIN_AGE,
     OPT_DRY_RUN,
     OPT_REPAIR,
+    OPT_FORMAT,
+    OPT_SIZE,
+    OPT_COMPRESS,
+    OPT_KEEP_ZSTD,
+    OPT_WITH_KERNEL,
 };
 
 #define SETTINGS_OPTIONS                                                                           \
@@ -113,6 +118,17 @@ static const struct option verify_options[] = {SETTINGS_OPTIONS,
                                                {"repair", no_argument, NULL, OPT_REPAIR},
                                                {"json", no_argument, NULL, OPT_JSON},
                                                END_OPTIONS};
+static const struct option export_options[] = {
+    SETTINGS_OPTIONS,
+    {"format", required_argument, NULL, OPT_FORMAT},
+    {"output", required_argument, NULL, 'o'},
+    {"size", required_argument, NULL, OPT_SIZE},
+    {"compress", no_argument, NULL, OPT_COMPRESS},
+    {"keep-zstd", no_argument, NULL, OPT_KEEP_ZSTD},
+    {"with-kernel", required_argument, NULL, OPT_WITH_KERNEL},
+    {"version", required_argument, NULL, OPT_VERSION},
+    END_OPTIONS,
+};
 static const struct option settings_options[] = {SETTINGS_OPTIONS, END_OPTIONS};
 
 /* A subcommand lives in one of the two programs and the table says in which: FRONT(cmd_x) in
@@ -153,6 +169,8 @@ static const struct subcommand {
     {"df", FRONT(cmd_df), list_options, 0, 0, "df", "what takes how much of the store"},
     {"verify", JOB(cmd_verify), verify_options, 0, 0, "verify [--repair]",
      "compare everything in the store with its digest"},
+    {"export", JOB(cmd_export), export_options, 1, 1, "export NAME[:VERSION] --format F",
+     "a template as a file for others"},
     {"doctor", JOB(cmd_doctor), settings_options, 0, 0, "doctor",
      "check this machine and say what to install"},
     {"run-job", JOB(cmd_run_job), settings_options, 0, 0, NULL, NULL},
@@ -192,6 +210,17 @@ static void print_help(FILE *out)
         "  --min-age SECONDS                (gc) leave what is younger and not in use (3600)\n"
         "  --dry-run                        (gc) only say what would go\n"
         "  --repair                         (verify) put aside what is bad, make anew what can be\n"
+        "\nExporting:\n"
+        "  --format ext4                    the file system, for Firecracker and its like\n"
+        "  --format raw|qcow2               a disk that boots anywhere with UEFI\n"
+        "  --format gce                     the same as Compute Engine imports it\n"
+        "  --format oci                     a container image: a folder, or -o FILE.tar\n"
+        "  --format dir-tar                 one tar of the root file system\n"
+        "  -o, --output FILE                where to (NAME-VERSION.*); - is standard output\n"
+        "  --size SIZE                      of the disk or file system, as in 10G\n"
+        "  --compress                       (qcow2) smaller, slower\n"
+        "  --keep-zstd                      (oci) layers as they are, not all in gzip\n"
+        "  --with-kernel DIR                (ext4) kernel, initramfs and command line beside it\n"
         "\nEverywhere:\n"
         "  --config FILE                    a settings file\n"
         "  --registry-mirror HOST=URL       images of HOST come from URL\n"
@@ -323,6 +352,15 @@ static int set_option(struct cli_args *a, int opt, const char *value)
     case OPT_LOCKED: a->locked = true; return 0;
     case OPT_ONCE: a->once = true; return 0;
     case OPT_FORWARD: return add_forward(a, value);
+    case OPT_FORMAT: a->format = value; return 0;
+    case 'o': a->output = value; return 0;
+    case OPT_SIZE:
+        if (!parse_size(value, &a->size) || a->size > UINT64_C(4) << 40)
+            return bad_usage("--size %s: not a size such as 10G, at most 4T", value);
+        return 0;
+    case OPT_COMPRESS: a->compress = true; return 0;
+    case OPT_KEEP_ZSTD: a->keep_zstd = true; return 0;
+    case OPT_WITH_KERNEL: a->with_kernel = value; return 0;
     case 'f': a->follow = true; return 0;
     default: return EXIT_BAD_INPUT;
     }
@@ -352,7 +390,7 @@ static int parse(struct cli_args *a, const struct subcommand *sc, int argc, char
     int opt;
     /* "-": words come as option 1, in place, so that --exec can end the options wherever it stands
      */
-    while ((opt = getopt_long(argc, argv, "-:fh", sc->options, NULL)) != -1) {
+    while ((opt = getopt_long(argc, argv, "-:fho:", sc->options, NULL)) != -1) {
         if (opt == 'h')
             return -1;
         if (opt == 1) {
@@ -367,7 +405,7 @@ static int parse(struct cli_args *a, const struct subcommand *sc, int argc, char
         }
         if (opt == ':')
             return bad_usage("%s: its value is missing", argv[optind - 1]);
-        if (opt == '?' || (opt == 'f' && !takes(sc, 'f')))
+        if (opt == '?' || !takes(sc, opt))
             return bad_usage("%s: no such option of `%s`", argv[optind - 1], sc->name);
         int rc = set_option(a, opt, optarg);
         if (rc)
