@@ -68,11 +68,13 @@ void build_release(struct build *b)
             layer_blob_release(&b->layers[i].diff);
     }
     free(b->layers);
+    cache_key_release(&b->task_key);
     cache_key_release(&b->template_key);
     if (b->have_agent_layer)
         layer_blob_release(&b->agent_layer);
     boot_info_release(&b->boot);
     chunk_map_release(&b->chunks);
+    places_free(b->places);
     cb_strv_release(&b->unknown);
     store_free(b->store);
     emitter_release(&b->em);

@@ -41,6 +41,7 @@ struct build {
     struct cache_key base_key;
     struct build_layer *layers;
     size_t n_layers;
+    struct cache_key task_key; /* of the task's layer on top of them, when there is a task */
     struct cache_key template_key;
     uint64_t published; /* the version that has this key already and will do, 0: none */
     uint64_t unbooted;  /* one that has it and will not: it was never booted */
@@ -52,6 +53,7 @@ struct build {
     char *image_tmp; /* the flattened image, in the store's tmp, until it is published */
     struct flatten_result image;
     struct chunk_map chunks; /* of the image */
+    struct places *places;   /* where it has its layers' files */
 };
 
 /* After a machine was stopped: counts it out, and hands on @rc, the outcome of its use, or

@@ -259,7 +259,8 @@ char *explain_template(json_t *last, json_t *now)
         if (text)
             return cb_xasprintf("layer %s: %s", name_at(now, k), text);
     }
-    return json_array_size(json_object_get(last, "layers")) > n
-               ? cb_xasprintf("layer %s was removed", name_at(last, n))
-               : cb_xstrdup("its layers changed");
+    if (json_array_size(json_object_get(last, "layers")) > n)
+        return cb_xasprintf("layer %s was removed", name_at(last, n));
+    char *task = differ_at(old, new, "task");
+    return task ? task : cb_xstrdup("its layers changed");
 }

@@ -185,6 +185,7 @@ static int make_image(struct build *b, struct cb_error *err)
     if (!b->o->clean)
         (void)prefix_find(b->store, layers, n, &below);
     const struct flatten_parent parent = {below.fd, below.n_layers, &below.chunks};
+    b->places = places_new(b->store);
     char *tmp = store_tmp_path(b->store, "image");
     struct flatten_spec spec = {.store = b->store,
                                 .layers = layers,
@@ -193,7 +194,9 @@ static int make_image(struct build *b, struct cb_error *err)
                                 .out_path = tmp,
                                 .progress = &b->em.progress,
                                 .chunks = &b->chunks,
-                                .parent = &parent};
+                                .parent = &parent,
+                                .flags = b->o->clean ? FLATTEN_INFLATE : 0,
+                                .places = b->places};
     rc = flatten(&spec, &b->image, err);
     if (rc < 0) {
         free(tmp);
@@ -318,6 +321,7 @@ static void note_prefix(const struct build *b)
     size_t n = gather_layers(b, &layers);
     CB_AUTO_ERROR lost = CB_ERROR_INIT;
     (void)prefix_put(b->store, layers, n, PREFIX_IMAGES, &b->image.digest, &b->chunks, &lost);
+    places_put(b->places, PREFIX_IMAGES, &b->image.digest);
 }
 
 static int store_chunks_of(struct build *b, struct store_chunks *out, struct cb_error *err)

@@ -41,10 +41,10 @@ static json_t *layers_json(const struct build *b, bool explain)
     json_t *base = json_pack("{s:s}", "name", "_platform");
     put_digest(base, "declared", &declared[0], true);
     put_digest(base, "key", &b->base_key.digest, b->have_base);
-    (void)json_object_set_new(base, "cached", json_boolean(base_is_here(b)));
+    (void)json_object_set_new(base, "cached", json_boolean(!b->o->clean && base_is_here(b)));
     (void)json_object_set_new(base, "commands", json_integer(0));
-    if (explain && b->have_base && last) {
-        CB_AUTO_FREE char *why = explain_base(last, now);
+    if (explain && (b->o->clean || (b->have_base && last))) {
+        CB_AUTO_FREE char *why = b->o->clean ? cb_xstrdup("--clean") : explain_base(last, now);
         if (why)
             (void)json_object_set_new(base, "why", json_string(why));
     }
@@ -58,8 +58,9 @@ static json_t *layers_json(const struct build *b, bool explain)
         (void)json_object_set_new(o, "commands",
                                   json_integer((json_int_t)l->declared->init_commands.n));
         if (explain && !l->cached) {
-            CB_AUTO_FREE char *why = b->have_base ? plan_why(b, i, last, now)
-                                                  : cb_xstrdup("its base image is not known yet");
+            CB_AUTO_FREE char *why = b->have_base || b->o->clean
+                                         ? plan_why(b, i, last, now)
+                                         : cb_xstrdup("its base image is not known yet");
             (void)json_object_set_new(o, "why", json_string(why));
         }
         (void)json_array_append_new(out, o);

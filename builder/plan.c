@@ -357,8 +357,14 @@ int build_plan(struct build *b, struct cb_error *err)
     b->size_bytes_asked = b->c->rootfs_size_gb * GIB;
     if (!b->have_base || !b->have_kernel)
         return 0;
+    struct cb_digest last =
+        b->n_layers ? b->layers[b->n_layers - 1].key.digest : b->base_key.digest;
+    if (b->c->task) {
+        keys_cache_task(b->c, &last, &b->task_key);
+        last = b->task_key.digest;
+    }
     struct template_inputs in = {
-        .last_cache = b->n_layers ? b->layers[b->n_layers - 1].key.digest : b->base_key.digest,
+        .last_cache = last,
         .kernel = b->kernel_digest,
         .agent = b->agent,
         .initramfs = b->initramfs_digest,
@@ -424,10 +430,16 @@ static void keep_record(struct build *b, json_t *last, json_t *now)
     free(text);
 }
 
+/* The option by which nothing is reused, or NULL. */
+static const char *by_option(const struct build *b)
+{
+    return b->o->clean ? "--clean" : b->o->force ? "--force" : NULL;
+}
+
 char *plan_why(const struct build *b, size_t i, json_t *last, json_t *now)
 {
-    if (b->o->force || b->o->clean)
-        return cb_xasprintf("--%s", b->o->clean ? "clean" : "force");
+    if (by_option(b))
+        return cb_xstrdup(by_option(b));
     char *text = explain_layer(last, now, i);
     if (text)
         return text;
@@ -443,6 +455,8 @@ char *plan_why(const struct build *b, size_t i, json_t *last, json_t *now)
 
 char *plan_why_image(const struct build *b, json_t *last, json_t *now)
 {
+    if (by_option(b))
+        return cb_xstrdup(by_option(b));
     if (b->unbooted)
         return cb_xasprintf("version %llu is the same but was never booted",
                             (unsigned long long)b->unbooted);

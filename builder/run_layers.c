@@ -101,13 +101,16 @@ static int make_lower(struct build *b, size_t first, char **path, struct cb_erro
     if (!b->o->clean)
         (void)prefix_find(b->store, layers, n, &below);
     const struct flatten_parent parent = {below.fd, below.n_layers, &below.chunks};
+    CB_AUTO_PLACES places = places_new(b->store);
     struct flatten_spec spec = {.store = b->store,
                                 .layers = layers,
                                 .n_layers = n,
                                 .out_path = tmp,
                                 .progress = &b->em.progress,
                                 .chunks = &chunks,
-                                .parent = &parent};
+                                .parent = &parent,
+                                .flags = b->o->clean ? FLATTEN_INFLATE : 0,
+                                .places = places};
     struct flatten_result res;
     int rc = flatten(&spec, &res, err);
     if (rc < 0)
@@ -119,6 +122,7 @@ static int make_lower(struct build *b, size_t first, char **path, struct cb_erro
     }
     CB_AUTO_ERROR lost = CB_ERROR_INIT; /* a later build will have more work, that is all */
     (void)prefix_put(b->store, layers, n, PREFIX_LOWERS, &key, &chunks, &lost);
+    places_put(places, PREFIX_LOWERS, &key);
     emit_step_end(&b->em, 0, NULL);
     return store_lower_open(b->store, &key, path, err);
 }

@@ -1,6 +1,7 @@
 /* After a build: keeps the store within its limits, however the build ended. */
 #include "builder/build_private.h"
 
+#include "layers/layer_places.h"
 #include "layers/prefix.h"
 #include "layers/store_gc.h"
 #include "support/cleanup.h"
@@ -36,6 +37,7 @@ void build_trim(struct build *b)
 {
     store_lower_trim(b->store, lowers_keep_bytes);
     prefix_trim(b->store);
+    places_trim(b->store);
     if (b->settings->store_max_gb)
         hold_ceiling(b);
 }

@@ -79,6 +79,8 @@ static const struct option plan_options[] = {
     {"pull", required_argument, NULL, OPT_PULL},
     {"allow-unknown", no_argument, NULL, OPT_ALLOW_UNKNOWN},
     {"locked", no_argument, NULL, OPT_LOCKED},
+    {"force", no_argument, NULL, OPT_FORCE},
+    {"clean", no_argument, NULL, OPT_CLEAN},
     {"no-boot-check", no_argument, NULL, OPT_NO_BOOT_CHECK},
     {"explain", no_argument, NULL, OPT_EXPLAIN},
     {"json", no_argument, NULL, OPT_JSON},

@@ -46,6 +46,15 @@ struct writer {
     ext2_filsys fs;
     struct cb_error error; /* raised while libext2fs read or wrote; fs_done() moves it out */
 
+    /* Blocks that are being copied from another file, not copied yet: neighbours are put together.
+     */
+    int copy_fd;
+    uint64_t copy_from, copy_to, copy_len; /* bytes */
+
+    struct bits owed; /* blocks whose bytes were not to be had */
+    void (*on_free)(void *arg, uint64_t start, uint64_t count); /* before they become a hole */
+    void *on_free_arg;
+
     struct bits dirty; /* pieces of the file that may differ from what it was cloned from */
     bool cloned;
 
@@ -67,6 +76,8 @@ uint64_t bits_last(const struct bits *b, uint64_t end);
 int writer_read(struct writer *w, uint64_t at, void *p, size_t n, struct cb_error *err);
 int writer_write(struct writer *w, uint64_t at, const void *p, size_t n, struct cb_error *err);
 
+void writer_join(struct extents *x, const struct extent *e); /* puts it behind the others */
+void writer_soil(struct writer *w, uint64_t at, uint64_t n); /* bytes of the file change */
 /* Makes blocks a hole. */
 int writer_punch(struct writer *w, uint64_t start, uint64_t count, struct cb_error *err);
 

@@ -156,6 +156,7 @@ void writer_free(struct writer *w)
     free(w->blocks.v);
     free(w->inodes.v);
     free(w->dirty.v);
+    free(w->owed.v);
     free(w->dirs);
     free(w->window);
     free(w->buffer);
@@ -202,8 +203,7 @@ static int read_at(struct writer *w, void *p, size_t n, uint64_t at, struct cb_e
     return 0;
 }
 
-/* Bytes of the file change. */
-static void soil(struct writer *w, uint64_t at, uint64_t n)
+void writer_soil(struct writer *w, uint64_t at, uint64_t n)
 {
     if (w->cloned && n > 0)
         bits_set(&w->dirty, at / WRITER_PIECE, (at + n - 1) / WRITER_PIECE - at / WRITER_PIECE + 1);
@@ -220,7 +220,7 @@ uint64_t writer_dirty(const struct writer *w, uint64_t at, uint64_t *start)
 
 static int write_at(struct writer *w, const void *p, size_t n, uint64_t at, struct cb_error *err)
 {
-    soil(w, at, n);
+    writer_soil(w, at, n);
     if (cb_pwrite_all(w->fd, p, n, (off_t)at, err) < 0)
         return cb_wrap(err, "write %s", w->path);
     return 0;
@@ -344,6 +344,9 @@ void inode_set_size(union inode *in, uint64_t size)
 int writer_flush_data(struct writer *w, struct cb_error *err)
 {
     size_t n = w->buffer_len;
+    int rc = writer_flush_copies(w, err);
+    if (rc < 0)
+        return rc;
     w->buffer_len = 0;
     return n ? write_at(w, w->buffer, n, w->buffer_at, err) : 0;
 }
@@ -463,6 +466,11 @@ static void extents_add(struct extents *x, uint32_t logical, uint64_t start, uin
     }
 }
 
+void writer_join(struct extents *x, const struct extent *e)
+{
+    extents_add(x, e->logical, e->start, e->len);
+}
+
 /* Up to @want blocks in a row at the frontier. */
 static int take_blocks(struct writer *w, uint64_t want, uint64_t *start, uint64_t *got,
                        struct cb_error *err)
@@ -570,7 +578,7 @@ int writer_punch(struct writer *w, uint64_t start, uint64_t count, struct cb_err
     if (rc < 0)
         return rc;
     off_t at = (off_t)start * EXT4_BLOCK, n = (off_t)count * EXT4_BLOCK;
-    soil(w, (uint64_t)at, (uint64_t)n);
+    writer_soil(w, (uint64_t)at, (uint64_t)n);
     if (fallocate(w->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, n) == 0)
         return 0;
     if (errno != EOPNOTSUPP)
@@ -587,7 +595,10 @@ int writer_free_blocks(struct writer *w, uint64_t start, uint64_t count, struct 
         if (!bits_get(&w->blocks, start + i)) /* of an image that was loaded */
             return cb_fail(err, CB_E_CORRUPT, "block %llu is freed twice",
                            (unsigned long long)(start + i));
+    if (w->on_free)
+        w->on_free(w->on_free_arg, start, count);
     bits_clear(&w->blocks, start, count);
+    bits_clear(&w->owed, start, count);
     w->data_in_use -= count;
     return writer_punch(w, start, count, err);
 }

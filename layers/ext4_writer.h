@@ -69,6 +69,15 @@ int writer_alloc(struct writer *w, struct extents *x, uint32_t logical, uint32_t
 /* Writes whole blocks to where @x has logical block @logical. */
 int writer_blocks(struct writer *w, const struct extents *x, uint32_t logical, const void *p,
                   size_t n, struct cb_error *err);
+/* The same for blocks that lie at block @from of @fd: copies them (reflink, or in the kernel; holes
+ * stay holes), at the latest in writer_flush_copies(), before which @fd stays open. */
+int writer_copy(struct writer *w, struct extents *x, uint32_t logical, uint32_t count, int fd,
+                uint64_t from, struct cb_error *err);
+/* The same for bytes that nobody has: they must be freed again before the end. */
+int writer_owe(struct writer *w, struct extents *x, uint32_t logical, uint32_t count,
+               struct cb_error *err);
+bool writer_owes(const struct writer *w); /* some are still in use */
+int writer_flush_copies(struct writer *w, struct cb_error *err);
 int writer_read_block(struct writer *w, uint64_t block, void *p, struct cb_error *err);
 int writer_free_blocks(struct writer *w, uint64_t start, uint64_t count, struct cb_error *err);
 /* Stores the extents in the inode (a tree of blocks when there are more than four). */

@@ -26,23 +26,48 @@ CB_DEFINE_CLEANUP(writer, struct writer *, writer_free);
 CB_DEFINE_CLEANUP(tree, struct tree *, tree_free);
 CB_DEFINE_CLEANUP(inflate, struct inflate *, inflate_free);
 CB_DEFINE_CLEANUP(coming, struct coming_reader *, coming_reader_free);
+CB_DEFINE_CLEANUP(index_writer, struct index_writer *, index_writer_free);
+CB_DEFINE_CLEANUP(index, struct index_reader *, index_free);
+CB_DEFINE_CLEANUP(place, struct place_reader *, place_free);
+
+/* What a try relies on; when it fails for that, the next one relies on less. */
+enum effort {
+    USE_ALL,   /* whatever the store has */
+    USE_WHOLE, /* no layer of which some bytes are lost */
+    USE_BLOBS, /* the blobs alone */
+    EFFORTS
+};
+
+/* One image on its way. */
+struct job {
+    const struct flatten_spec *spec;
+    const struct flatten_parent *parent; /* or NULL */
+    enum effort effort;
+    struct writer *w;
+    struct tree *t;
+    size_t copied;
+};
 
 /* What the tar reader reads from: the inflater, with a word to the progress now and then. */
 struct feed {
-    struct inflate *z;
+    struct inflate *z; /* NULL: the bytes come from an image */
     const struct layers_progress *progress;
     uint64_t before, total, shown; /* compressed bytes: of earlier layers, of all, last told */
 };
+
+static void tell(struct feed *f, uint64_t now, bool last)
+{
+    if (!f->progress || !f->progress->bytes || (!last && now - f->shown < PROGRESS_STEP))
+        return;
+    f->shown = now;
+    f->progress->bytes(f->progress->arg, now, f->total, "bytes");
+}
 
 static int feed_next(void *arg, const void **data, size_t *len, struct cb_error *err)
 {
     struct feed *f = arg;
     int rc = inflate_next(f->z, data, len, err);
-    uint64_t now = f->before + inflate_consumed(f->z);
-    if (f->progress && f->progress->bytes && (rc == 0 || now - f->shown >= PROGRESS_STEP)) {
-        f->shown = now;
-        f->progress->bytes(f->progress->arg, now, f->total, "bytes");
-    }
+    tell(f, f->before + inflate_consumed(f->z), rc == 0);
     return rc;
 }
 
@@ -66,13 +91,14 @@ static int64_t wait_bytes(void *arg, uint64_t upto, struct cb_error *err)
     return coming_wait(arg, upto, err);
 }
 
-static int apply_layer(const struct flatten_spec *spec, size_t i, struct writer *w, struct tree *t,
-                       struct feed *f, struct cb_error *err)
+/* From the blob; what is learned on the way is kept. */
+static int inflate_layer(struct job *j, size_t i, struct feed *f, struct cb_error *err)
 {
-    const struct layer_blob *l = &spec->layers[i];
+    const struct layer_blob *l = &j->spec->layers[i];
+    struct store *s = j->spec->store;
     uint64_t size = l->size;
     CB_AUTO(coming) coming = NULL;
-    CB_AUTO_FD fd = store_coming_open(spec->store, &l->digest, &size, &coming, err);
+    CB_AUTO_FD fd = store_coming_open(s, &l->digest, &size, &coming, err);
     if (fd < 0)
         return fd;
     CB_AUTO(inflate) z = NULL; /* goes before the reader that its thread waits for */
@@ -82,23 +108,64 @@ static int apply_layer(const struct flatten_spec *spec, size_t i, struct writer 
         return rc;
     f->z = z;
     const struct tar_source source = {feed_next, f};
-    rc = tar_apply_layer(w, t, (uint16_t)(i + 1), &source, err);
+    CB_AUTO(index_writer) index = j->spec->places ? index_writer_new(s, &l->diff_id) : NULL;
+    const struct layer_input in = {
+        .tar = &source, .keep_index = index, .keep_places = index ? j->spec->places : NULL};
+    if (index)
+        places_begin(j->spec->places, j->w, &l->diff_id);
+    rc = tar_apply_input(j->w, j->t, (uint16_t)(i + 1), &in, err);
     if (rc == 0)
         rc = check_digest(z, l, err);
+    if (rc == 0)
+        (void)index_publish(index);
     if (rc < 0 && coming)
         coming_reader_stop(coming); /* the inflater may be waiting for bytes */
-    f->before += size;
     return rc;
 }
 
-static int apply_layers(const struct flatten_spec *spec, size_t first, struct writer *w,
-                        struct tree *t, struct cb_error *err)
+/* From an image that has the bytes: 1, 0 when there is none, or an error. */
+static int copy_layer(struct job *j, size_t i, struct cb_error *err)
 {
+    const struct layer_blob *l = &j->spec->layers[i];
+    if (j->effort == USE_BLOBS || j->spec->flags & FLATTEN_INFLATE)
+        return 0;
+    CB_AUTO(index) index = index_open(j->spec->store, &l->diff_id);
+    CB_AUTO(place)
+    place = index ? place_open(j->spec->store, &l->diff_id, index_sums(index)->data_blocks,
+                               j->effort == USE_WHOLE)
+                  : NULL;
+    if (!place)
+        return 0;
+    const struct layer_input in = {.index = index, .place = place};
+    int rc = tar_apply_input(j->w, j->t, (uint16_t)(i + 1), &in, err);
+    if (rc == 0)
+        rc = writer_flush_copies(j->w, err); /* before the files are closed */
+    return rc < 0 ? rc : 1;
+}
+
+static int apply_layer(struct job *j, size_t i, struct feed *f, struct cb_error *err)
+{
+    int rc = copy_layer(j, i, err);
+    j->copied += rc != 0;
+    if (rc == 0)
+        rc = inflate_layer(j, i, f, err);
+    if (j->spec->places)
+        places_end(j->spec->places);
+    f->before += j->spec->layers[i].size;
+    if (rc > 0)
+        tell(f, f->before, true);
+    return rc < 0 ? rc : 0;
+}
+
+static int apply_layers(struct job *j, struct cb_error *err)
+{
+    const struct flatten_spec *spec = j->spec;
     struct feed f = {.progress = spec->progress};
+    size_t first = j->parent ? j->parent->n_layers : 0;
     for (size_t i = first; i < spec->n_layers; i++)
         f.total += spec->layers[i].size;
     for (size_t i = first; i < spec->n_layers; i++) {
-        if (apply_layer(spec, i, w, t, &f, err) < 0) {
+        if (apply_layer(j, i, &f, err) < 0) {
             char hex[CB_HEX_LEN + 1];
             cb_digest_hex(&spec->layers[i].digest, hex);
             return cb_wrap(err, "layer %zu of %zu (%.12s)", i + 1, spec->n_layers, hex);
@@ -123,17 +190,18 @@ static int check_spec(const struct flatten_spec *spec, struct cb_error *err)
 }
 
 /* Everything but the end. *@blocks is the size that the file system will have. */
-static int fill(const struct flatten_spec *spec, const struct flatten_parent *parent,
-                struct writer *w, struct tree *t, uint64_t *blocks, struct cb_error *err)
+static int fill(struct job *j, uint64_t *blocks, struct cb_error *err)
 {
-    int rc = parent ? ext4_load(w, t, err) : image_begin(w, t, err);
+    int rc = j->parent ? ext4_load(j->w, j->t, err) : image_begin(j->w, j->t, err);
     if (rc == 0)
-        rc = apply_layers(spec, parent ? parent->n_layers : 0, w, t, err);
+        rc = apply_layers(j, err);
     if (rc == 0)
-        rc = image_write_dirs(w, t, err); /* without layers there are still two folders */
-    bool too_small = writer_is_full(w);
+        rc = image_write_dirs(j->w, j->t, err); /* without layers there are still two folders */
+    if (rc == 0 && writer_owes(j->w))
+        rc = cb_fail(err, CB_E_CORRUPT, "a file's bytes are in no image any more");
+    bool too_small = writer_is_full(j->w);
     if (rc == 0) {
-        rc = image_size(w, spec->size_bytes, blocks, err);
+        rc = image_size(j->w, j->spec->size_bytes, blocks, err);
         too_small = rc < 0;
     }
     if (too_small)
@@ -181,47 +249,61 @@ static int digest(struct writer *w, const struct flatten_spec *spec,
     return 0;
 }
 
-static int make(const struct flatten_spec *spec, const struct flatten_parent *parent,
-                struct flatten_result *out, struct cb_error *err)
+static int finish(struct job *j, uint64_t blocks, struct flatten_result *out, struct cb_error *err)
 {
-    CB_AUTO(writer) w = NULL;
-    CB_AUTO(tree) t = tree_new(INO_ROOT);
-    uint64_t blocks, length = spec->size_bytes / EXT4_BLOCK * EXT4_BLOCK;
-    uint64_t max = layout_size_down(spec->size_bytes / EXT4_BLOCK);
-    int rc = parent ? writer_clone(spec->out_path, parent->fd, max, &w, err)
-                    : writer_open(spec->out_path, max, &w, err);
-    if (rc == 0)
-        rc = fill(spec, parent, w, t, &blocks, err);
-    if (rc < 0)
-        return rc;
-    rc = image_finish(w, blocks, length, image_uuid, spec->label, err);
+    const struct flatten_spec *spec = j->spec;
+    uint64_t length = spec->size_bytes / EXT4_BLOCK * EXT4_BLOCK;
+    int rc = image_finish(j->w, blocks, length, image_uuid, spec->label, err);
     if (rc < 0)
         return rc;
     struct flatten_result r = {.size = length ? length : blocks * EXT4_BLOCK,
-                               .entries = tree_count(t),
-                               .inherited = parent ? parent->n_layers : 0};
-    rc = digest(w, spec, parent, &r, err);
-    if (rc < 0) {
+                               .entries = tree_count(j->t),
+                               .inherited = j->parent ? j->parent->n_layers : 0,
+                               .copied = j->copied};
+    rc = digest(j->w, spec, j->parent, &r, err);
+    if (rc < 0)
         (void)unlink(spec->out_path);
-        return rc;
-    }
-    *out = r;
-    return 0;
+    else
+        *out = r;
+    return rc;
+}
+
+/* *@again: it failed in a way that the next try may not. */
+static int make(const struct flatten_spec *spec, enum effort effort, struct flatten_result *out,
+                bool *again, struct cb_error *err)
+{
+    CB_AUTO(writer) w = NULL;
+    CB_AUTO(tree) t = tree_new(INO_ROOT);
+    struct job j = {.spec = spec, .t = t, .effort = effort};
+    const struct flatten_parent *parent = spec->parent;
+    if (effort != USE_BLOBS && parent && parent->n_layers > 0 && parent->n_layers <= spec->n_layers)
+        j.parent = parent;
+    uint64_t blocks, max = layout_size_down(spec->size_bytes / EXT4_BLOCK);
+    int rc = j.parent ? writer_clone(spec->out_path, parent->fd, max, &w, err)
+                      : writer_open(spec->out_path, max, &w, err);
+    j.w = w;
+    if (rc == 0)
+        rc = fill(&j, &blocks, err);
+    if (rc == 0)
+        rc = finish(&j, blocks, out, err);
+    if (spec->places)
+        rc < 0 ? places_clear(spec->places) : places_detach(spec->places);
+    *again = (rc == -CB_E_CORRUPT || rc == -CB_E_BUG) && (j.parent || j.copied > 0);
+    return rc;
 }
 
 int flatten(const struct flatten_spec *spec, struct flatten_result *out, struct cb_error *err)
 {
-    const struct flatten_parent *parent = spec->parent;
     int rc = check_spec(spec, err);
-    if (rc < 0)
-        return rc;
-    if (!parent || parent->n_layers == 0 || parent->n_layers > spec->n_layers)
-        return make(spec, NULL, out, err);
-    CB_AUTO_ERROR first = CB_ERROR_INIT;
-    rc = make(spec, parent, out, &first);
-    if (rc == -CB_E_CORRUPT || rc == -CB_E_BUG) /* it may be the parent that is damaged */
-        return make(spec, NULL, out, err);
-    return rc < 0 ? cb_error_move(err, &first) : rc;
+    for (enum effort e = USE_ALL; rc == 0; e++) {
+        CB_AUTO_ERROR why = CB_ERROR_INIT;
+        bool again;
+        if (make(spec, e, out, &again, &why) == 0)
+            break;
+        if (!again || e + 1 == EFFORTS)
+            rc = cb_error_move(err, &why);
+    }
+    return rc;
 }
 
 int ext4_make_empty(const char *path, uint64_t size_bytes, const char *label, struct cb_error *err)

@@ -7,6 +7,7 @@
 
 #include "layers/chunk_map.h"
 #include "layers/image.h"
+#include "layers/layer_places.h"
 #include "layers/store.h"
 
 #include <stdint.h>
@@ -16,6 +17,10 @@ struct flatten_parent {
     int fd; /* borrowed */
     size_t n_layers;
     const struct chunk_map *chunks; /* what it consists of, or NULL: all is hashed */
+};
+
+enum flatten_flags {
+    FLATTEN_INFLATE = 1 << 0, /* layers that were inflated before are inflated again */
 };
 
 struct flatten_spec {
@@ -30,6 +35,9 @@ struct flatten_spec {
     /* NULL: all layers are applied. Else the image is a copy of this one with the layers that it
      * lacks applied; the bytes are the same. A damaged one is left aside. */
     const struct flatten_parent *parent;
+    enum flatten_flags flags;
+    /* NULL, or what to give places_put() when the image was published. */
+    struct places *places;
 };
 
 struct flatten_result {
@@ -38,6 +46,7 @@ struct flatten_result {
     uint64_t entries;        /* names in the finished tree */
     struct cb_digest digest; /* image_digest() of it */
     size_t inherited;        /* layers that came with the parent */
+    size_t copied;           /* layers that were not inflated: their bytes came from other images */
 };
 
 /* -CB_E_CORRUPT for a bad layer (names layer and entry; a diff_id that does not match too),

@@ -670,8 +670,10 @@ int http_exchange(struct http_client *c, const struct http_request *req, struct 
                              .err = &own,
                              .stall_ms = c->stall_ms,
                              .first = same};
-        t.foreign = !same && !local;
+        t.foreign = (!same && !local) || req->led;
         int rc = transfer(&t, url, same ? req->authorization : NULL);
+        if (req->sent && t.sent && (rc < 0 || !is_success(r)))
+            (void)req->sent(req->arg, -(int64_t)t.sent);
         if (rc < 0) {
             cb_error_move(err, &own);
             return rc;
@@ -681,8 +683,6 @@ int http_exchange(struct http_client *c, const struct http_request *req, struct 
             return 0;
         if (!may_follow(req, r))
             return cb_fail(err, CB_E_NET, "%s answered %ld to %s", host, r->status, req->method);
-        if (req->sent && t.sent)
-            (void)req->sent(req->arg, -(int64_t)t.sent);
         char *next = NULL;
         rc = http_follow(url, r->location, &next, err);
         if (rc < 0)

@@ -64,12 +64,14 @@ struct http_request {
     struct http_tls tls;
     uint64_t from;   /* > 0: only the bytes from there */
     size_t body_max; /* of a 2xx answer without a sink; more is -CB_E_LIMIT */
+    bool led;        /* the URL came from an answer: as redirects, not to addresses inside */
     bool direct;     /* by no proxy, and with little patience: the metadata server */
     /* Sink of a 2xx answer's body: begin once, then add. Either may raise, which ends the exchange.
      */
     int (*begin)(void *arg, const struct http_response *r, struct cb_error *err);
     int (*add)(void *arg, const void *p, size_t n, struct cb_error *err);
-    /* How many more bytes of the body were sent; negative: it is sent again. False: stop. */
+    /* How many more bytes of the body were sent; negative: they did not count, because the exchange
+     * failed or the answer was no success. False: stop. */
     bool (*sent)(void *arg, int64_t delta);
     void *arg;
 };

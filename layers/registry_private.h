@@ -16,6 +16,7 @@ struct place {
     char *query;  /* behind every URL: "?ns=docker.io" for a mirror, else "" */
     char *logins; /* the host whose credentials are used here */
     bool last;    /* nobody is asked after it */
+    bool pushing; /* for the words of errors */
     char *ca_file, *ca_pem, *cert_file, *key_file;
     pthread_mutex_t lock; /* guards what follows, also while a token is being asked for */
     struct auth_credentials credentials;

@@ -195,7 +195,9 @@ int registry_open_push(const struct settings *settings, const struct image_ref *
     struct registry *r = new_registry(settings, ref, progress);
     r->scope = cb_xasprintf("repository:%s:pull,push", ref->path);
     r->more = from ? cb_xasprintf("%s repository:%s:pull", r->scope, from) : cb_xstrdup(r->scope);
-    return opened(r, add_host(r, own, ref, err), out);
+    int rc = add_host(r, own, ref, err);
+    r->at[0].pushing = true;
+    return opened(r, rc, out);
 }
 
 struct http_client *registry_client(const struct registry *r)
@@ -417,6 +419,21 @@ static void server_words(const struct http_response *res, char out[WORDS_MAX])
         out[0] = '\0';
 }
 
+static int hint_of_pushing(const struct place *p, long status, struct cb_error *err)
+{
+    if (status == 401 || status == 403)
+        return cb_hint(err,
+                       "Who may push there? Give username and password under registries: %s: in "
+                       "the settings, or run: docker login %s",
+                       p->host, p->host);
+    if (status == 404 || status == 405)
+        return cb_hint(err, "Does this registry take pushes, and has it such a repository?");
+    if (status == 413)
+        return cb_hint(err, "The registry, or a proxy before it, has a limit on sizes.");
+    return cb_hint(err, is_passing(status) ? "The server has a problem; try again later."
+                                           : "Is this really the address of a registry?");
+}
+
 int registry_bad_status(const struct place *p, const struct http_response *res,
                         struct cb_error *err)
 {
@@ -434,6 +451,8 @@ int registry_bad_status(const struct place *p, const struct http_response *res,
                 (long long)res->retry_after_s);
     else
         cb_fail(err, code, "%s answered %ld%s", p->label, res->status, words);
+    if (p->pushing)
+        return hint_of_pushing(p, res->status, err);
     switch (code) {
     case CB_E_AUTH:
         return cb_hint(
@@ -536,7 +555,9 @@ int registry_each_place(struct registry *r,
             return cb_error_move(err, &one);
         }
         registry_note(r, "%s; asking %s", one.msg, r->at[i + 1].host);
-        before = cb_take_ptr(&one.msg);
+        char *all = before ? cb_xasprintf("%s; %s", before, one.msg) : cb_take_ptr(&one.msg);
+        free(before);
+        before = all;
     }
     return cb_fail(err, CB_E_BUG, "no registry to ask");
 }

@@ -13,7 +13,7 @@
 
 static const char *const folders[] = {"blobs",     "blobs/sha256", "partial", "tmp",
                                       "cache",     "refs",         "images",  "lowers",
-                                      "templates", "prefixes",     "chunks"};
+                                      "templates", "prefixes",     "layers",  "chunks"};
 
 /* A folder that cannot be used is the machine's fault (exit status 3), whatever the errno. */
 static int fail_open(struct cb_error *err, int sys, const char *dir)

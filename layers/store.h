@@ -7,6 +7,7 @@
  *   images/HEX.ext4       file systems by image digest; HEX.chunks: what they consist of
  *   chunks/HEX.zst        chunks of images by the SHA-256 of their content, compressed
  *   lowers/HEX.ext4       file systems that builders start from, by what they are made of
+ *   layers/HEX.*          what layers hold and where, by diff_id (layer_index.h, layer_places.h)
  *   prefixes/HEX          which image or lower is made of which layers (layers/prefix.h)
  *   templates/NAME/N.json versions; templates/NAME/current the pointer, replaced atomically
  *   templates/NAME/by-key/HEX   lookups that can be rebuilt from the versions

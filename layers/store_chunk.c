@@ -26,9 +26,6 @@ enum {
 
 #define CHUNK_REL_SIZE (sizeof("chunks/.zst") + CB_HEX_LEN)
 
-CB_DEFINE_CLEANUP(cctx, ZSTD_CCtx *, ZSTD_freeCCtx);
-CB_DEFINE_CLEANUP(dctx, ZSTD_DCtx *, ZSTD_freeDCtx);
-
 /* -- writing -- */
 
 struct put {

@@ -20,7 +20,8 @@ enum {
 struct apply {
     struct writer *w;
     struct tree *t;
-    struct tar_reader *r;
+    const struct layer_input *in;
+    struct tar_reader *r; /* NULL: the index */
     uint16_t layer;
     const struct tar_entry *e;
     char last[SHOWN_MAX]; /* the name of the entry before, for messages */
@@ -377,6 +378,12 @@ static int apply_whiteout(struct apply *a, const struct path *p, struct cb_error
 
 /* ---- entries ---- */
 
+static bool next_xattr(struct apply *a, const char **name, const void **value, size_t *len)
+{
+    return a->r ? tar_reader_xattr(a->r, name, value, len)
+                : index_next_xattr(a->in->index, name, value, len);
+}
+
 static int set_xattrs(struct apply *a, uint32_t ino, union inode *in, struct cb_error *err)
 {
     struct xattrs x;
@@ -384,8 +391,10 @@ static int set_xattrs(struct apply *a, uint32_t ino, union inode *in, struct cb_
     const void *value;
     size_t len;
     int rc = xattrs_begin(&x, a->w, ino, in, err);
-    while (rc == 0 && tar_reader_xattr(a->r, &name, &value, &len))
+    while (rc == 0 && next_xattr(a, &name, &value, &len)) {
+        index_xattr(a->in->keep_index, name, value, len);
         rc = xattrs_add(&x, name, value, len, err);
+    }
     return xattrs_end(&x, rc, err);
 }
 
@@ -457,11 +466,37 @@ static int copy_data(struct apply *a, struct extents *x, struct cb_error *err)
     return rc;
 }
 
+/* The same blocks from where they lie already. */
+static int copy_blocks(struct apply *a, struct extents *x, struct cb_error *err)
+{
+    uint32_t logical, count;
+    uint64_t stream, from;
+    while (index_next_blocks(a->in->index, &logical, &count, &stream)) {
+        while (count > 0) {
+            int fd, rc;
+            uint64_t n = place_find(a->in->place, stream, &fd, &from);
+            uint32_t now = n < count ? (uint32_t)n : count;
+            if (n == 0)
+                return cb_fail(err, CB_E_CORRUPT, "the record of where its data lies is damaged");
+            rc = fd < 0 ? writer_owe(a->w, x, logical, now, err)
+                        : writer_copy(a->w, x, logical, now, fd, from, err);
+            if (rc < 0)
+                return rc;
+            logical += now;
+            stream += now;
+            count -= now;
+        }
+    }
+    return 0;
+}
+
 static int fill_file(struct apply *a, uint32_t ino, union inode *in, struct cb_error *err)
 {
     struct extents x = {NULL, 0, 0, 0};
     inode_set_size(in, a->e->size);
-    int rc = copy_data(a, &x, err);
+    int rc = a->r ? copy_data(a, &x, err) : copy_blocks(a, &x, err);
+    index_blocks(a->in->keep_index, &x);
+    places_add(a->in->keep_places, &x);
     if (rc == 0)
         rc = writer_set_extents(a->w, ino, in, &x, err);
     extents_release(&x);
@@ -483,6 +518,7 @@ static int fill_symlink(struct apply *a, uint32_t ino, union inode *in, struct c
     char block[EXT4_BLOCK] = {0};
     struct extents x = {NULL, 0, 0, 0};
     memcpy(block, a->e->link, len);
+    index_link_block(a->in->keep_index);
     int rc = writer_alloc(a->w, &x, 0, 1, err);
     if (rc == 0)
         rc = writer_blocks(a->w, &x, 0, block, sizeof(block), err);
@@ -651,26 +687,39 @@ static int wrap_entry(struct apply *a, struct cb_error *err)
     return cb_wrap(err, "entry %s", name);
 }
 
-int tar_apply_layer(struct writer *w, struct tree *t, uint16_t layer,
-                    const struct tar_source *source, struct cb_error *err)
+static int apply_entries(struct apply *a, struct tar_entry *e, struct cb_error *err)
 {
-    struct apply a = {.w = w, .t = t, .layer = layer};
-    struct tar_entry e;
-    int rc = tar_reader_open(source, &a.r, err);
+    int rc;
+    while ((rc = a->r ? tar_reader_next(a->r, e, err) : index_next(a->in->index, e, err)) > 0) {
+        index_entry(a->in->keep_index, e);
+        if ((rc = apply_entry(a, err)) < 0)
+            break;
+        index_entry_end(a->in->keep_index);
+        show(e->path, a->last);
+    }
+    return rc < 0 ? wrap_entry(a, err) : 0;
+}
+
+int tar_apply_input(struct writer *w, struct tree *t, uint16_t layer, const struct layer_input *in,
+                    struct cb_error *err)
+{
+    struct tar_entry e = {.path = NULL};
+    struct apply a = {.w = w, .t = t, .in = in, .layer = layer, .e = &e};
+    int rc = in->tar ? tar_reader_open(in->tar, &a.r, err) : 0;
     if (rc < 0)
         return rc;
-    a.e = &e;
-    while ((rc = tar_reader_next(a.r, &e, err)) > 0) {
-        if ((rc = apply_entry(&a, err)) < 0)
-            break;
-        show(e.path, a.last);
-    }
-    if (rc < 0)
-        rc = wrap_entry(&a, err);
+    rc = apply_entries(&a, &e, err);
     tar_reader_close(a.r);
     if (rc == 0)
         rc = image_write_dirs(w, t, err);
     if (rc == 0)
         writer_end_layer(w);
     return rc;
+}
+
+int tar_apply_layer(struct writer *w, struct tree *t, uint16_t layer,
+                    const struct tar_source *source, struct cb_error *err)
+{
+    const struct layer_input in = {.tar = source};
+    return tar_apply_input(w, t, layer, &in, err);
 }

@@ -7,6 +7,8 @@
 #pragma once
 
 #include "layers/ext4_writer.h"
+#include "layers/layer_index.h"
+#include "layers/layer_places.h"
 #include "layers/tar_read.h"
 #include "layers/tree.h"
 
@@ -14,3 +16,16 @@
  * error names the entry. */
 int tar_apply_layer(struct writer *w, struct tree *t, uint16_t layer,
                     const struct tar_source *source, struct cb_error *err);
+
+/* Where a layer comes from: a tar, or an index of it and a place that has its bytes; the outcome is
+ * the same. What a tar is found to hold is kept for the next time. */
+struct layer_input {
+    const struct tar_source *tar; /* or NULL: */
+    struct index_reader *index;
+    struct place_reader *place;
+
+    struct index_writer *keep_index; /* for a tar; NULL: not kept */
+    struct places *keep_places;
+};
+int tar_apply_input(struct writer *w, struct tree *t, uint16_t layer, const struct layer_input *in,
+                    struct cb_error *err);

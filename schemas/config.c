@@ -177,10 +177,12 @@ int config_parse(const char *text, size_t len, const char *name, enum config_for
     doc_release(&d);
     problems_sort(problems);
     int rc = problems_summary(problems, name ? name : "the config", err);
-    if (rc < 0)
+    if (rc < 0) {
         config_free(c);
-    else
-        *out = c;
+        return rc;
+    }
+    config_forget_defaults(c);
+    *out = c;
     return rc;
 }
 

@@ -68,10 +68,10 @@ struct commands {
 
 struct drive {
     char *drive_id;
-    char *label;
-    uint32_t size_gb;
+    char *label;      /* NULL: drive_label() */
+    uint32_t size_gb; /* 0: DRIVE_SIZE_GB */
     bool read_only;
-    char *mount_path;
+    char *mount_path; /* NULL: drive_mount_path() */
     struct commands commands;
     struct cb_loc loc;
 };
@@ -147,8 +147,8 @@ struct workload_config {
     uint32_t memory_request_mb, memory_limit_mb;
     enum auto_bool auto_pause;
     enum auto_bool auto_rollout;
-    uint32_t rootfs_size_gb; /* 0: smallest that fits, plus 512 MiB free */
-    uint32_t workspace_size_gb;
+    uint32_t rootfs_size_gb;    /* 0: smallest that fits, plus 512 MiB free */
+    uint32_t workspace_size_gb; /* 0: config_workspace_size_gb() */
     char *runner_user;
     char *network_policy_preset;
     char *init;     /* "agent" (default, NULL), "systemd", "openrc" */
@@ -223,6 +223,18 @@ char *config_dump(const struct workload_config *c);
 /* The same with every default that has a value filled in, for people (the defaults of
  * rootfs_size_gb, runner_user and the like depend on the image). It means the same build. Owned. */
 char *config_dump_full(const struct workload_config *c);
+
+/* The defaults that follow from other fields (schemas/config_full.c). The model keeps a field that
+ * is absent, or that says its default, as absent: both are the same build with the same keys. */
+enum { DRIVE_SIZE_GB = 10, DRIVE_LABEL_MAX = 16, WORKSPACE_SIZE_GB = 50 };
+/* As given, else "cb-" and the beginning of drive_id. @label holds DRIVE_LABEL_MAX + 1 bytes. */
+void drive_label(const struct drive *d, char *label);
+/* As given, else /drives/DRIVE_ID. Owned. */
+char *drive_mount_path(const struct drive *d);
+/* The size of the drive at /workspace: as given, else 50; 0 when a layer declares a drive. */
+uint32_t config_workspace_size_gb(const struct workload_config *c);
+/* For the reader: makes absent what says its default. */
+void config_forget_defaults(struct workload_config *c);
 
 /* "1h30m", "90s", "daily" is not one. Milliseconds, or -CB_E_CONFIG. */
 int64_t duration_parse(const char *text, struct cb_error *err);

@@ -375,64 +375,73 @@ static void check_layer(struct reader *r, const struct at *at, const struct doc_
     }
 }
 
-/* What no two drives of a config may share. */
-static const struct {
-    const char *key;
-    size_t at;
-} drive_unique[] = {{"drive_id", offsetof(struct drive, drive_id)},
-                    {"label", offsetof(struct drive, label)},
-                    {"mount_path", offsetof(struct drive, mount_path)}};
+enum { DRIVES_MAX = 64, N_UNIQUE = 3 };
 
-static const char *drive_text(const struct drive *d, size_t u)
+/* What no two drives of a config may share, as given or by default. */
+static const char *const unique_keys[N_UNIQUE] = {"drive_id", "label", "mount_path"};
+
+struct unique {
+    const struct drive *drive;
+    char *text[N_UNIQUE]; /* owned */
+};
+
+static void unique_of(const struct drive *d, struct unique *u)
 {
-    const char *text;
-    memcpy(&text, (const char *)d + drive_unique[u].at, sizeof(text));
-    return text;
+    char label[DRIVE_LABEL_MAX + 1];
+    *u = (struct unique){.drive = d};
+    if (!d->drive_id) /* a problem already; nothing follows from it */
+        return;
+    drive_label(d, label);
+    u->text[0] = cb_xstrdup(d->drive_id);
+    u->text[1] = cb_xstrdup(label);
+    u->text[2] = drive_mount_path(d);
 }
 
-/* The drive before number @k of layer @i that has the same, or NULL. Quadratic, but each drive is a
- * disk: there are few. */
-static const struct drive *drive_before(const struct workload_config *c, size_t i, size_t k,
-                                        size_t u)
+static void check_drive(struct reader *r, const struct at *at, const struct doc_node *n,
+                        const struct unique *all, size_t i)
 {
-    const char *text = drive_text(&c->layers[i].drives[k], u);
-    for (size_t a = 0; text && a <= i; a++)
-        for (size_t b = 0; b < c->layers[a].n_drives && !(a == i && b >= k); b++) {
-            const struct drive *d = &c->layers[a].drives[b];
-            if (drive_text(d, u) && strcmp(drive_text(d, u), text) == 0)
-                return d;
-        }
-    return NULL;
+    for (size_t u = 0; u < N_UNIQUE; u++) {
+        size_t k = 0;
+        const char *text = all[i].text[u];
+        while (k < i && !(text && all[k].text[u] && strcmp(all[k].text[u], text) == 0))
+            k++;
+        if (k == i)
+            continue;
+        const struct at where = {.up = at, .key = unique_keys[u]};
+        const struct doc_node *given = doc_child(n, unique_keys[u]);
+        CB_AUTO_FREE char *q = quote_text(text, strlen(text));
+        if (given)
+            read_problem(r, &where, given, "duplicate %s %s; the drive in line %d has it already",
+                         unique_keys[u], q, all[k].drive->loc.line);
+        else if (strcmp(all[i].text[0], all[k].text[0]) != 0) /* else that is said already */
+            read_problem(r, at, n,
+                         "its %s would be %s, which the drive in line %d has already; give it one",
+                         unique_keys[u], q, all[k].drive->loc.line);
+    }
 }
 
 static void check_drives(struct reader *r, const struct workload_config *c,
                          const struct doc_node *layers, const struct at *at)
 {
-    size_t total = 0;
+    struct unique all[DRIVES_MAX];
+    size_t n = 0;
     for (size_t i = 0; c->layers && i < c->n_layers; i++) {
         const struct doc_node *list = doc_child(layers->items[i], "drives");
         const struct at layer = {.up = at, .index = i};
         const struct at drives = {.up = &layer, .key = "drives"};
-        total += c->layers[i].n_drives;
-        if (c->layers[i].n_drives && total > 64) {
-            read_problem(r, &drives, list, "more than 64 drives in one config");
-            return;
+        if (n + c->layers[i].n_drives > DRIVES_MAX) {
+            read_problem(r, &drives, list, "more than %d drives in one config", DRIVES_MAX);
+            break;
         }
         for (size_t k = 0; list && k < c->layers[i].n_drives; k++) {
             const struct at here = {.up = &drives, .index = k};
-            for (size_t u = 0; u < sizeof(drive_unique) / sizeof(drive_unique[0]); u++) {
-                const struct drive *first = drive_before(c, i, k, u);
-                if (!first)
-                    continue;
-                const char *text = drive_text(first, u);
-                const struct at where = {.up = &here, .key = drive_unique[u].key};
-                CB_AUTO_FREE char *q = quote_text(text, strlen(text));
-                read_problem(r, &where, doc_child(list->items[k], drive_unique[u].key),
-                             "duplicate %s %s; the drive in line %d has it already",
-                             drive_unique[u].key, q, first->loc.line);
-            }
+            unique_of(&c->layers[i].drives[k], &all[n]);
+            check_drive(r, &here, list->items[k], all, n++);
         }
     }
+    for (size_t i = 0; i < n; i++)
+        for (size_t u = 0; u < N_UNIQUE; u++)
+            free(all[i].text[u]);
 }
 
 bool read_layers(struct reader *r, const struct at *at, const struct doc_node *n,

@@ -152,6 +152,14 @@ static bool read_init(struct reader *r, const struct at *at, const struct doc_no
     return true;
 }
 
+/* Kept without a word when it says the default, as every kept field. */
+static bool read_workspace(struct reader *r, const struct at *at, const struct doc_node *n,
+                           const struct field *f, void *to)
+{
+    uint32_t *gb = to;
+    return read_u32(r, at, n, f, to) && *gb != WORKSPACE_SIZE_GB;
+}
+
 static const char *const snapshots[] = {"warm", NULL};
 static const char *const kernels[] = {"image", NULL};
 static const char *const presets[] = {"open", "packages-only", "none", NULL};
@@ -197,7 +205,7 @@ static const struct field config_fields[] = {
      .max = 1 << 24,
      .note = "memory_limit_mb"},
     {.name = "workspace_size_gb",
-     .read = read_u32,
+     .read = read_workspace,
      .offset = AT(workspace_size_gb),
      .min = 1,
      .max = 2048,

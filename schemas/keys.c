@@ -67,13 +67,29 @@ void keys_declared(const struct workload_config *c, struct cb_digest *out)
     }
 }
 
+static json_t *task(const struct workload_config *c)
+{
+    return json_loads(c->task, 0, NULL);
+}
+
+void keys_declared_task(const struct workload_config *c, const struct cb_digest *parent,
+                        struct cb_digest *out)
+{
+    json_t *o = json_object();
+    put_digest(o, "parent", parent);
+    (void)json_object_set_new(o, "task", task(c));
+    hash_json(o, out);
+}
+
 void keys_workload(const struct workload_config *c, char *out)
 {
-    struct cb_digest *declared = cb_xcalloc(c->n_layers + 1, sizeof(*declared));
+    CB_AUTO_FREE struct cb_digest *declared = cb_xcalloc(c->n_layers + 1, sizeof(*declared));
     keys_declared(c, declared);
+    struct cb_digest last = declared[c->n_layers];
+    if (c->task)
+        keys_declared_task(c, &declared[c->n_layers], &last);
     char hex[CB_HEX_LEN + 1];
-    cb_digest_hex(&declared[c->n_layers], hex);
-    free(declared);
+    cb_digest_hex(&last, hex);
     char leaf[5 + CB_HEX_LEN + 1] = "leaf:";
     memcpy(leaf + 5, hex, sizeof(hex));
     struct cb_digest d;
@@ -132,6 +148,17 @@ void keys_cache_layer(const struct workload_config *c, const struct layer *layer
     hash_inputs(o, out);
 }
 
+void keys_cache_task(const struct workload_config *c, const struct cb_digest *parent,
+                     struct cache_key *out)
+{
+    json_t *o = json_object();
+    json_auto_t *whole = task(c);
+    put_digest(o, "parent", parent);
+    (void)json_object_set_new(o, "platform_version", json_integer(PLATFORM_VERSION));
+    (void)json_object_set(o, "entrypoint", json_object_get(whole, "entrypoint"));
+    hash_inputs(o, out);
+}
+
 void keys_template(const struct workload_config *c, const struct template_inputs *in,
                    struct cache_key *out)
 {
@@ -155,6 +182,8 @@ void keys_template(const struct workload_config *c, const struct template_inputs
         json_put(o, "start_command", json_start(&c->start));
     json_put(o, "boot_commands", json_commands(&c->boot_commands));
     json_put_text(o, "healthcheck", health);
+    if (c->task)
+        (void)json_object_set_new(o, "task", task(c));
     json_put_text(o, "tier", tier_name(c->tier));
     json_put_text(o, "runner_user", c->runner_user);
     json_put_text(o, "init", c->init ? c->init : "agent");

@@ -17,6 +17,9 @@
 /* declared(0) is layer `_platform` (base image as written, platform version); declared(k) is layer
  * k - 1 of the config. @out holds n_layers + 1 digests. */
 void keys_declared(const struct workload_config *c, struct cb_digest *out);
+/* A task is a layer of its own, on top of the others (@parent: the last one's declared hash). */
+void keys_declared_task(const struct workload_config *c, const struct cb_digest *parent,
+                        struct cb_digest *out);
 /* @out holds WORKLOAD_KEY_LEN + 1 bytes. */
 void keys_workload(const struct workload_config *c, char *out);
 
@@ -34,10 +37,13 @@ void keys_cache_base(const struct cb_digest *base, const char *arch, struct cach
  * take part; tier, limits and secret values do not. */
 void keys_cache_layer(const struct workload_config *c, const struct layer *layer,
                       const struct cb_digest *parent, struct cache_key *out);
+/* cache(n + 1) of the task's layer: only what decides about files takes part, no limits. */
+void keys_cache_task(const struct workload_config *c, const struct cb_digest *parent,
+                     struct cache_key *out);
 
 /* What the finished image depends on besides its layers. Borrowed. */
 struct template_inputs {
-    struct cb_digest last_cache;
+    struct cb_digest last_cache; /* the last layer's, or the task's */
     struct cb_digest kernel;
     struct cb_digest agent;
     struct cb_digest initramfs; /* modules and init that the template boots with */

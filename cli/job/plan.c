@@ -85,7 +85,9 @@ static int print_plan(const struct cli_args *a, const struct workload_config *c,
 static int make_plan(const struct cli_args *a, const struct workload_config *c, struct settings *s)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
-    struct build_options o = {.renew_builtin = a->pull && strcmp(a->pull, "always") == 0,
+    struct build_options o = {.force = a->force,
+                              .clean = a->clean,
+                              .renew_builtin = a->pull && strcmp(a->pull, "always") == 0,
                               .locked = a->locked,
                               .no_boot_check = a->no_boot_check,
                               .isolation = (enum isolation)isolation_from_name(s->isolation),

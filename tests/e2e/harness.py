@@ -504,7 +504,7 @@ class Layout:
         doc = {"architecture": "amd64", "os": "linux", "config": config,
                "rootfs": {"type": "layers", "diff_ids": self.diff_ids},
                "history": [{"created_by": f"layer {i}"} for i in range(len(self.layers))]}
-        data = json.dumps(doc).encode()
+        data = self.config = json.dumps(doc).encode()
         manifest = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
                     "config": {"mediaType": "application/vnd.oci.image.config.v1+json",
                                "digest": self.put(data), "size": len(data)},

@@ -15,8 +15,10 @@ DIGEST = r"^sha256:[0-9a-f]{64}$"
 
 
 def files_of(home):
-    """Everything under a home: {path: content}, of the small files only."""
-    return {str(p.relative_to(home.path)): p.stat().st_mtime_ns for p in home.path.rglob("*") if p.is_file()}
+    """Everything that a home holds: {path: content, or the size of a large file}. Reading notes when something was
+    used last, and who reads holds the store's lock: neither is kept knowledge."""
+    return {str(p.relative_to(home.path)): p.read_bytes() if p.stat().st_size < 1 << 16 else p.stat().st_size
+            for p in home.path.rglob("*") if p.is_file() and p.name != "lock"}
 
 
 class Plans(E2E):
@@ -98,6 +100,20 @@ class BeforeAndAfter(Plans):
         self.assertEqual([l["cached"] for l in p["layers"]], [True, True, True])
         self.assertNotIn("why", json.dumps(p))
 
+        with self.subTest("what --force and --clean would do again"):
+            q = self.plan(path, "--no-boot-check", "--force")
+            self.assertEqual((q["action"], q["why"], q["published"]), ("build", "--force", None))
+            self.assertEqual([l["cached"] for l in q["layers"]], [True, False, False])
+            self.assertEqual(self.why(q), {"deps": "--force", "app": "--force"})
+            self.assertEqual([l["key"] for l in q["layers"]], [l["key"] for l in p["layers"]])
+            self.assertEqual(q["template_key"], p["template_key"])
+            q = self.plan(path, "--no-boot-check", "--clean")
+            self.assertEqual((q["action"], q["published"]), ("build", None))
+            self.assertEqual([(l["cached"], l["why"], l["key"]) for l in q["layers"]], [(False, "--clean", None)] * 3)
+            self.assertRegex(q["unknown"][0], r"minimal-debian is made anew")
+            self.assertRegex(self.ok(self.home.run("plan", "--clean", path)).out, r"\n# a build runs 3 commands in 2 layers")
+            self.assertEqual(self.plan(path, "--no-boot-check")["action"], "none")  # nothing was lost by asking
+
         # the lock of a base that was made here
         q = self.plan(path, "--locked", "--no-boot-check", "--pull", "always")
         self.assertEqual((q["action"], q["lock"], q["unknown"]), ("none", p["lock"], []))
@@ -174,7 +190,7 @@ class BeforeAndAfter(Plans):
         bad.write_text("base_image: minimal-debian\nlayrs: []\n")
         self.ends(self.home.run("plan", bad), 2, r"bad\.yaml:2:1: .*layrs")
         self.ends(self.home.run("plan"), 2, r"plan FILE")
-        self.ends(self.home.run("plan", bad, "--force"), 2, r"--force: no such option of `plan`")
+        self.ends(self.home.run("plan", bad, "--follow"), 2, r"--follow: no such option of `plan`")
         good = self.home.config("locked-early", [("a", ["id"])])
         for call in (("plan", "--locked", good), ("--locked", good)):
             self.ends(self.home.run(*call), 1, r"--locked: locked-early has no published version", r"without --locked")

@@ -6,6 +6,8 @@ Prints {"port": N, "cdn": N} and serves on loopback until its stdin is closed. E
 is kept and can be read at /_log/REPOSITORY: [[method, path, range, authorization], ...].
 """
 import base64
+import contextlib
+import email.utils
 import gzip
 import hashlib
 import http.server
@@ -15,23 +17,31 @@ import random
 import sys
 import tarfile
 import threading
+import time
 import urllib.parse
 
 OCI = "application/vnd.oci.image."
 DOCKER = "application/vnd.docker."
 USER, PASSWORD = "ada", "love:lace"  # a colon is allowed in a password
+IDENTITY = "refresh+me/please"
 
 BEHAVIOURS = """
 ok index docker nohead nodigest            an image, in several true shapes
-token expiring scoped ping private basic   who may read it, and how that is found out
+token expiring scoped ping private basic identity   who may read it, and how that is found out
 wrongdigest wrongmanifest short long       bytes that are not what they claim to be
 cut cutnorange cutbadrange cutalways       the connection closes in the middle of a blob
 norange416                                 416 for every Range
+cutmib                                     every connection closes after 1 MiB of a blob
+trickle                                    a byte a second
 missing plain404 denied                    no
-limit limitlong flaky broken               not now
+limit limitdate limitlong flaky broken     not now
+warned                                     a word of the registry's beside every answer
 redirect loop tofile toinside              a Location
-schema1 foreign artifact unknown arm both nodiff big deep wrongsize   manifests nobody should take
+schema1 foreign artifact unknown arm both nodiff big huge endless deep selfindex wrongsize wrongdiff   manifests nobody should take
 badtoken notoken                           token servers
+push pushtoken pushflaky pushaway          where images can be put, in several ways
+pushcut pushlimit pushforget               uploads that must go on in another way
+pushlie pushdenied pushreadonly pushreferrers pushraced   and with other ends
 """.split()
 
 
@@ -46,13 +56,14 @@ def dumps(o):
 class Image:
     """Two layers, a config and a manifest, as bytes; the same in every run."""
 
-    def __init__(self, name, arch="amd64", docker=False, layer_type=None, config_type=None, diff_ids=None):
+    def __init__(self, name, arch="amd64", docker=False, layer_type=None, config_type=None, diff_ids=None,
+                 big=3 << 20):
         tar = io.BytesIO()
         with tarfile.open(fileobj=tar, mode="w", format=tarfile.PAX_FORMAT) as t:
             info = tarfile.TarInfo("etc/name")
             info.size = len(name)
             t.addfile(info, io.BytesIO(name.encode()))
-        plain = [tar.getvalue(), random.Random(name).randbytes(3 << 20)]
+        plain = [tar.getvalue(), random.Random(name).randbytes(big)]
         self.layers = [gzip.compress(plain[0], mtime=0), plain[1]]
         types = [OCI + "layer.v1.tar+gzip", OCI + "layer.v1.tar"]
         if docker:
@@ -81,13 +92,15 @@ class Repo:
         self.log = []
         self.count = {}
         self.lock = threading.Lock()
+        self.uploads = {}
         h = self.how
         image = Image(
             name, arch="arm64" if h == "arm" else "amd64", docker=h == "docker",
             layer_type={"foreign": DOCKER + "image.rootfs.foreign.diff.tar.gzip",
                         "unknown": "application/vnd.wasm.content.layer.v1+wasm"}.get(h),
             config_type="application/vnd.cncf.helm.config.v1+json" if h == "artifact" else None,
-            diff_ids=[] if h == "nodiff" else None)
+            big=8 << 20 if h == "cutmib" else 3 << 20,
+            diff_ids={"nodiff": [], "wrongdiff": [digest(b"one"), digest(b"two")]}.get(h))
         self.blobs = dict(image.blobs)
         self.manifests = {digest(image.manifest): (image.type, image.manifest)}
         self.top = (image.type, image.manifest)
@@ -96,6 +109,12 @@ class Repo:
         if h == "schema1":
             self.top = (DOCKER + "distribution.manifest.v1+prettyjws",
                         dumps({"schemaVersion": 1, "name": name, "fsLayers": []}))
+        if h == "selfindex":  # an index cannot hold its own digest: this one is also sent for what it names
+            kind, own = OCI + "index.v1+json", digest(b"the index itself")
+            self.top = (kind, dumps({"schemaVersion": 2, "mediaType": kind, "manifests": [
+                {"mediaType": kind, "digest": own, "size": 1000,
+                 "platform": {"os": "linux", "architecture": "amd64"}}]}))
+            self.manifests[own] = self.top
         if h == "both":
             m = json.loads(image.manifest)
             m["manifests"] = []
@@ -103,6 +122,8 @@ class Repo:
         if h == "big":
             self.top = (image.type, b" " * (5 << 20))
         self.manifests[digest(self.top[1])] = self.top
+        if h.startswith("push"):
+            self.blobs, self.manifests, self.top = {}, {}, None
         self.big = max(image.blobs, key=lambda d: len(image.blobs[d]))
 
     def make_index(self, image):
@@ -156,6 +177,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body) if length is None else length))
+        if "/warned/" in self.path:
+            self.send_header("Warning", '299 - "this registry moves on Friday"')
         for k, v in headers:
             self.send_header(k, v)
         self.end_headers()
@@ -171,24 +194,43 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.route()
 
+    def do_POST(self):
+        self.route()
+
+    def do_PUT(self):
+        self.route()
+
+    def do_PATCH(self):
+        self.route()
+
+    def do_DELETE(self):
+        self.route()
+
     def route(self):
         url = urllib.parse.urlsplit(self.path)
         parts = url.path.strip("/").split("/")
+        if url.path.startswith("/computeMetadata/"):
+            return self.metadata()
         if parts[0] == "_log":
             return self.answer(200, dumps(repo("/".join(parts[1:])).log))
         if url.path == "/v2/":
             return self.error(401, "UNAUTHORIZED", "who are you", self.challenge("ping/app"))
         if parts[0] == "token":
+            if self.command == "POST":
+                form = urllib.parse.parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+                return self.identity_token(form)
             return self.token(urllib.parse.parse_qs(url.query))
         if parts[0] != "v2" or len(parts) < 5:
             return self.error(404, "NAME_UNKNOWN", "no such thing")
+        if "uploads" in parts:
+            return self.uploading(repo("/".join(parts[1:parts.index("uploads") - 1])), url, parts[-1])
         r = repo("/".join(parts[1:-2]))
         with r.lock:
             r.log.append([self.command, self.path, self.headers.get("Range"), self.headers.get("Authorization")])
         if not self.allowed(r) or self.refused(r, parts[-2]):
             return None
         if parts[-2] == "manifests":
-            return self.manifest(r, parts[-1])
+            return self.put_manifest(r, parts[-1]) if self.command == "PUT" else self.manifest(r, parts[-1])
         return self.blob(r, parts[-1])
 
     # --- who may ---
@@ -198,7 +240,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if name.startswith("badtoken"):
             realm = "ftp://127.0.0.1/token"
         return [("WWW-Authenticate",
-                 'Bearer realm="%s",service="fake, registry",scope="repository:%s:pull"%s' % (realm, name, more))]
+                 'Bearer realm="%s",service="fake, registry",scope="repository:%s:%s"%s' % (
+                     realm, name, "pull,push" if name.startswith("push") else "pull", more))]
 
     def token(self, query):
         scope = query.get("scope", [""])[0]
@@ -209,6 +252,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             r.log.append(["TOKEN", self.path, None, self.headers.get("Authorization")])
         if query.get("service") != ["fake, registry"]:
             return self.error(400, "SERVICE", "which service?")
+        if r.how == "identity":
+            return self.error(401, "UNAUTHORIZED", "an identity token, please")
         if r.how == "private" and self.headers.get("Authorization") != basic:
             return self.error(401, "UNAUTHORIZED", "incorrect username or password")
         if r.how == "notoken":
@@ -216,6 +261,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
         n = r.nth("token")
         key = "access_token" if r.how == "scoped" else "token"
         return self.answer(200, dumps({key: "tok-%s-%d" % (name.replace("/", "."), n), "expires_in": 60}))
+
+    def identity_token(self, form):
+        r = repo(form.get("scope", ["::"])[0].split(":")[1])
+        with r.lock:
+            r.log.append(["TOKEN", "POST", None, self.headers.get("Authorization")])
+        if form.get("grant_type") != ["refresh_token"] or form.get("service") != ["fake, registry"]:
+            return self.error(400, "FORM", "which grant?")
+        if form.get("refresh_token") != [IDENTITY]:
+            return self.error(401, "UNAUTHORIZED", "who are you?")
+        return self.answer(200, dumps({"access_token": "tok-%s-id" % r.name.replace("/", "."), "expires_in": 300}))
+
+    def metadata(self):
+        if self.headers.get("Metadata-Flavor") != "Google" or not self.path.endswith("/default/token"):
+            return self.answer(403, b"Missing Metadata-Flavor:Google header.", "text/html")
+        return self.answer(200, dumps({"access_token": "ya29.fake", "expires_in": 3599, "token_type": "Bearer"}),
+                           headers=[("Metadata-Flavor", "Google")])
 
     def allowed(self, r):
         auth = self.headers.get("Authorization") or ""
@@ -225,12 +286,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return True
             self.error(401, "UNAUTHORIZED", "authentication required", [("WWW-Authenticate", 'Basic realm="x"')])
             return False
-        if r.how not in ("token", "expiring", "scoped", "ping", "private", "badtoken", "notoken", "redirect"):
+        if r.how not in ("token", "pushtoken", "identity", "expiring", "scoped", "ping", "private", "badtoken", "notoken", "redirect"):
             return True
         tag = "tok-%s-" % r.name.replace("/", ".")
         ok = auth.startswith("Bearer " + tag)
         more = ""
-        if ok and r.how == "expiring":  # every token is good for two requests
+        if ok and r.how in ("expiring", "pushtoken"):  # every token is good for two requests
             ok = r.nth(auth) < 2
             more = ',error="invalid_token"'
         if ok:
@@ -249,6 +310,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.error(403, "DENIED", "requested access to the resource is\x1b[31m denied")
         elif h == "limit" and r.nth(what) == 0:
             self.error(429, "TOOMANYREQUESTS", "slow down", [("Retry-After", "7")])
+        elif h == "limitdate" and r.nth(what) == 0:
+            soon = email.utils.formatdate(time.time() + 40, usegmt=True)
+            self.error(429, "TOOMANYREQUESTS", "slow down", [("Retry-After", soon)])
         elif h == "limitlong":
             self.error(429, "TOOMANYREQUESTS", "You have reached your pull rate limit", [("Retry-After", "21600")])
         elif h == "flaky" and r.nth(what) < 2:
@@ -259,11 +323,104 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return False
         return True
 
+    # --- what is put there ---
+
+    def refuse_unread(self, status, code, message, headers=()):
+        """Without the body that is on its way."""
+        self.close_connection = True
+        self.error(status, code, message, list(headers) + [("Connection", "close")])
+
+    def uploading(self, r, url, session):
+        query = urllib.parse.parse_qs(url.query)
+        length = int(self.headers.get("Content-Length") or 0)
+        with r.lock:
+            r.log.append([self.command, self.path, self.headers.get("Content-Range"),
+                          self.headers.get("Authorization")])
+        if not r.how.startswith("push") or r.how == "pushreadonly":
+            return self.refuse_unread(405, "UNSUPPORTED", "this registry is read-only")
+        if r.how == "pushdenied":
+            return self.refuse_unread(403, "DENIED", "not yours")
+        if not self.allowed(r):
+            self.rfile.read(length)
+            return None
+        if self.command == "POST":
+            return self.open_session(r, query)
+        if session not in r.uploads or (r.how == "pushforget" and r.nth("forget") == 0):
+            return self.refuse_unread(404, "BLOB_UPLOAD_UNKNOWN", "which upload?")
+        data = r.uploads[session]
+        where = [("Location", url.path + "?_state=" + str(len(data)))]
+        if self.command == "GET":
+            return self.answer(204, headers=where + [("Range", "0-%d" % max(0, len(data) - 1))])
+        if self.command == "DELETE":
+            del r.uploads[session]
+            return self.answer(204)
+        if r.how == "pushlimit" and length > 1 << 20:
+            return self.refuse_unread(413, "SIZE_INVALID", "too large")
+        if r.how == "pushcut" and length > 1 << 20 or (
+                r.how == "pushcut" and self.command == "PATCH" and r.nth("piece") == 1):
+            data += self.rfile.read(length // 2)
+            self.close_connection = True
+            return None
+        body = self.rfile.read(length)
+        if r.how == "pushflaky" and r.nth(self.command) < 2:
+            return self.error(500, "UNKNOWN", "oh")
+        if self.command == "PATCH":
+            if self.headers.get("Content-Range") != "%d-%d" % (len(data), len(data) + length - 1):
+                return self.error(416, "BLOB_UPLOAD_INVALID", "out of order", where)
+            data += body
+            return self.answer(202, headers=where + [("Range", "0-%d" % (len(data) - 1))])
+        data += body
+        name = query["digest"][0]
+        if digest(bytes(data)) != name:
+            return self.error(400, "DIGEST_INVALID", "these bytes are other ones")
+        r.blobs[name] = bytes(data)
+        return self.answer(201, headers=[("Docker-Content-Digest", name)])
+
+    def open_session(self, r, query):
+        if "mount" in query:
+            source, name = repo(query["from"][0]), query["mount"][0]
+            if source.how == "private":
+                return self.error(403, "DENIED", "not from there")
+            if name in source.blobs:
+                r.blobs[name] = source.blobs[name]
+                return self.answer(201, headers=[("Docker-Content-Digest", name)])
+        if r.how == "pushflaky" and r.nth("open") < 2:
+            return self.error(503, "UNAVAILABLE", "soon")
+        session = str(r.nth("session"))
+        r.uploads[session] = bytearray()
+        where = "/v2/%s/blobs/uploads/%s?_state=a%%2Fb" % (r.name, session)
+        if r.how == "pushaway":
+            where = "http://127.0.0.1:%d/cdn/%s/%s" % (PORTS["cdn"], r.name, session)
+        return self.answer(202, headers=[("Location", where), ("Range", "0-0")])
+
+    def put_manifest(self, r, name):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        doc, is_digest = json.loads(body), name.startswith("sha256:")
+        if not r.how.startswith("push") or (is_digest and name != digest(body)):
+            return self.error(400, "MANIFEST_INVALID", "no")
+        wanted = [d["digest"] for d in doc.get("layers", []) + ([doc["config"]] if "config" in doc else [])]
+        wanted += [d["digest"] for d in doc.get("manifests", []) if d["digest"] not in r.manifests]
+        missing = [d for d in wanted if d not in r.blobs]
+        if missing:
+            return self.error(404, "MANIFEST_BLOB_UNKNOWN", missing[0])
+        if r.how == "pushraced" and name.startswith("sha256-") and r.nth("race") == 0:
+            return self.error(412, "DENIED", "somebody was faster")
+        r.manifests[digest(body)] = r.manifests[name] = (self.headers["Content-Type"], body)
+        if name == "1":
+            r.top = r.manifests[name]
+        said = digest(b"something else") if r.how == "pushlie" else digest(body)
+        headers = [("Docker-Content-Digest", said)]
+        if r.how == "pushreferrers" and "subject" in doc:
+            headers.append(("OCI-Subject", doc["subject"]["digest"]))
+        return self.answer(201, headers=headers)
+
     # --- what there is ---
 
     def manifest(self, r, name):
         if self.command == "HEAD" and r.how == "nohead":
             return self.error(405, "UNSUPPORTED", "no HEAD here")
+        if r.how in ("huge", "endless"):
+            return self.hundred_megabytes(r.how == "huge")
         found = r.top if name == "1" else r.manifests.get(name)
         if found is None:
             return self.error(404, "MANIFEST_UNKNOWN", "manifest unknown")
@@ -272,6 +429,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if r.how == "wrongmanifest":
             body += b" "
         return self.answer(200, body, kind, headers)
+
+    def hundred_megabytes(self, announced):
+        self.send_response(200)
+        self.send_header("Content-Type", OCI + "manifest.v1+json")
+        if announced:
+            self.send_header("Content-Length", str(100 << 20))
+        self.end_headers()
+        self.close_connection = True
+        if self.command == "HEAD":
+            return
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                self.wfile.write(b" " * (1 << 20))
 
     def blob(self, r, name):
         data = r.blobs.get(name)
@@ -311,7 +481,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body + b"more" * 1000)
             self.close_connection = True
             return None
+        if h == "trickle":
+            return self.trickle(status, headers, body)
         cut = None
+        if h == "cutmib" and len(body) > 1 << 20:
+            cut = 1 << 20
         if h in ("cut", "cutnorange", "cutbadrange", "norange416") and r.nth("cut") == 0:
             cut = len(body) // 2
         if h == "cutalways":
@@ -324,13 +498,31 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self.answer(status, body, kind, headers)
 
 
+    def trickle(self, status, headers, body):
+        """Until the other side has had enough; the pause is what is being tested, nothing waits for it."""
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        for k, v in headers:
+            self.send_header(k, v)
+        self.end_headers()
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            for b in body:
+                self.wfile.write(bytes([b]))
+                self.wfile.flush()
+                time.sleep(1)
+
+
 class Cdn(Handler):
     """Where redirects lead; like S3 it refuses a request that is signed and carries Authorization."""
 
     def route(self):
-        parts = self.path.strip("/").split("/")
+        url = urllib.parse.urlsplit(self.path)
+        parts = url.path.strip("/").split("/")
         if self.headers.get("Authorization"):
             return self.answer(400, b"only one authentication is allowed", "text/plain")
+        if self.command == "PUT":
+            return self.uploading(repo("/".join(parts[1:-1])), url, parts[-1])
         data = repo("/".join(parts[1:-1])).blobs.get(parts[-1])
         if data is None:
             return self.answer(404)

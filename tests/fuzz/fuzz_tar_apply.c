@@ -1,5 +1,6 @@
-/* Any bytes as two layers on top of each other: no crash, no leak, and whatever was accepted is a
- * sound image: every name has its inode, link counts are right, no block belongs to two inodes. */
+/* Any bytes as layers on top of each other, cut at their end marks (the last is applied twice): no
+ * crash, no leak, and whatever was accepted is a sound image: every name has its inode, link counts
+ * are right, no block belongs to two inodes. */
 #include "layers/ext4_fs.h"
 #include "layers/ext4_private.h"
 #include "layers/ext4_super.h"
@@ -7,6 +8,7 @@
 #include "support/cleanup.h"
 #include "support/mem.h"
 #include "tar_build.h"
+#include "tar_mutate.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -225,12 +227,19 @@ static int apply_bytes(struct writer *w, struct tree *t, const uint8_t *data, si
                        struct cb_error *err)
 {
     int rc = 0;
-    for (uint16_t layer = 1; rc == 0 && layer <= 2; layer++) {
-        struct input in = {data, size};
+    bool again = false;
+    for (uint16_t layer = 1; rc == 0 && layer <= 6; layer++) {
+        size_t n = tar_end(data, size);
+        struct input in = {data, n};
         const struct tar_source source = {next, &in};
         rc = tar_apply_layer(w, t, layer, &source, err);
         if (rc == 0)
             take_census(w, t);
+        if (again)
+            break;
+        again = n == size;
+        data += again ? 0 : n;
+        size -= again ? 0 : n;
     }
     return rc;
 }

@@ -7,8 +7,8 @@ CASES = []
 class Case:
     def __init__(self, name, layers, verdict, large=False):
         self.name = name        # a word, unique
-        self._layers = layers   # each (bytes of the blob, bytes of the tar), or a function that makes them
-        self.verdict = verdict  # Umoci, Golden or Bad
+        self._layers = layers   # or a function that makes them; each the bytes of a tar, or (blob, tar or its SHA-256)
+        self.verdict = verdict  # Umoci, Golden, Lines or Bad
         self.large = large      # left out unless asked for
 
     def layers(self):
@@ -30,6 +30,13 @@ class Golden:
 
     def __init__(self, entries, why, root=None):
         self.entries, self.why, self.root = entries, why, root
+
+
+class Lines:
+    """Legal; too large for a listing in memory: @check gets the lines of image_list.h and returns what is wrong."""
+
+    def __init__(self, check, why):
+        self.check, self.why = check, why
 
 
 class Bad:

@@ -1,5 +1,8 @@
 /* flatten_tool: the flattener at a terminal, for tests and measurements.
  *   flatten_tool flatten OUT SIZE_MIB LAYER...   layers are tar files, plain or compressed
+ *   flatten_tool learn OUT SIZE_MIB LAYER...     and the store keeps the image, and where its files
+ * are flatten_tool copy OUT SIZE_MIB LAYER...      inflates no layer whose files an image has
+ *   flatten_tool onto OUT SIZE_MIB LAYER...      starts from the longest prefix that the store has
  *   flatten_tool empty OUT SIZE_MIB
  *   flatten_tool digest IMAGE
  * The layers go through a store in OUT.store, which is kept and used again. */
@@ -88,7 +91,58 @@ static void print_peak(void)
             fputs(line, stdout);
 }
 
-static int run_flatten(const char *out, uint64_t mib, char **paths, size_t n)
+enum how { FLATTEN, LEARN, COPY, ONTO };
+
+/* The image goes into the store; OUT is a copy of it. */
+static int keep(struct store *s, const struct flatten_spec *spec, const struct flatten_result *r,
+                struct cb_error *err)
+{
+    CB_AUTO_FREE char *tmp = store_tmp_path(s, "learn");
+    CB_AUTO_FD from = open(spec->out_path, O_RDONLY | O_CLOEXEC);
+    CB_AUTO_FD to = open(tmp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (from < 0 || to < 0)
+        return cb_fail_sys(err, errno, "open %s", spec->out_path);
+    int rc = cb_clone_file(from, to, err);
+    if (rc == 0)
+        rc = store_lower_publish(s, tmp, &r->digest, err);
+    if (rc == 0)
+        rc = prefix_put(s, spec->layers, spec->n_layers, PREFIX_LOWERS, &r->digest, spec->chunks,
+                        err);
+    if (rc == 0)
+        places_put(spec->places, PREFIX_LOWERS, &r->digest);
+    return rc;
+}
+
+static int make(struct store *s, enum how how, struct flatten_spec *spec, struct cb_error *err)
+{
+    CB_AUTO_PLACES places = how == LEARN ? places_new(s) : NULL;
+    CB_AUTO_PREFIX below = PREFIX_INIT;
+    CB_AUTO_CHUNK_MAP chunks = {0};
+    int64_t start = cb_monotonic_us();
+    if (how == ONTO)
+        (void)prefix_find(s, spec->layers, spec->n_layers, &below);
+    const struct flatten_parent parent = {below.fd, below.n_layers, &below.chunks};
+    struct flatten_result r;
+    spec->parent = &parent;
+    spec->places = places;
+    spec->chunks = &chunks;
+    spec->flags = how == FLATTEN || how == LEARN ? FLATTEN_INFLATE : 0;
+    int rc = flatten(spec, &r, err);
+    double seconds = (double)(cb_monotonic_us() - start) / 1e6;
+    if (rc == 0 && how == LEARN)
+        rc = keep(s, spec, &r, err);
+    if (rc < 0)
+        return rc;
+    printf("%" PRIu64 " entries, %" PRIu64 " bytes, %" PRIu64 " allocated, %.3f s\n", r.entries,
+           r.size, r.allocated, seconds);
+    if (how == COPY || how == ONTO)
+        printf("%zu layers inherited, %zu copied, of %zu\n", r.inherited, r.copied, spec->n_layers);
+    print_digest(&r.digest);
+    print_peak();
+    return 0;
+}
+
+static int run_flatten(enum how how, const char *out, uint64_t mib, char **paths, size_t n)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct store *s = NULL;
@@ -97,20 +151,12 @@ static int run_flatten(const char *out, uint64_t mib, char **paths, size_t n)
     int rc = store_open(dir, &s, &err);
     for (size_t i = 0; rc == 0 && i < n; i++)
         rc = import(s, paths[i], &layers[i], &err);
-    int64_t start = cb_monotonic_us();
-    struct flatten_result r;
-    const struct flatten_spec spec = {
+    struct flatten_spec spec = {
         .store = s, .layers = layers, .n_layers = n, .size_bytes = mib << 20, .out_path = out};
     if (rc == 0)
-        rc = flatten(&spec, &r, &err);
+        rc = make(s, how, &spec, &err);
     store_free(s);
-    if (rc < 0)
-        return fail(&err);
-    printf("%" PRIu64 " entries, %" PRIu64 " bytes, %" PRIu64 " allocated, %.3f s\n", r.entries,
-           r.size, r.allocated, (double)(cb_monotonic_us() - start) / 1e6);
-    print_digest(&r.digest);
-    print_peak();
-    return 0;
+    return rc < 0 ? fail(&err) : 0;
 }
 
 static int run_digest(const char *path)
@@ -131,8 +177,11 @@ static int run_digest(const char *path)
 int main(int argc, char **argv)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
-    if (argc >= 4 && strcmp(argv[1], "flatten") == 0)
-        return run_flatten(argv[2], strtoull(argv[3], NULL, 10), argv + 4, (size_t)argc - 4);
+    static const char *const hows[] = {"flatten", "learn", "copy", "onto"};
+    for (enum how how = FLATTEN; how <= ONTO; how++)
+        if (argc >= 4 && strcmp(argv[1], hows[how]) == 0)
+            return run_flatten(how, argv[2], strtoull(argv[3], NULL, 10), argv + 4,
+                               (size_t)argc - 4);
     if (argc == 4 && strcmp(argv[1], "empty") == 0)
         return ext4_make_empty(argv[2], strtoull(argv[3], NULL, 10) << 20, "scratch", &err) < 0
                    ? fail(&err)
@@ -141,6 +190,7 @@ int main(int argc, char **argv)
         return run_digest(argv[2]);
     fprintf(
         stderr,
-        "usage: flatten_tool flatten OUT SIZE_MIB LAYER... | empty OUT SIZE_MIB | digest IMAGE\n");
+        "usage: flatten_tool flatten|learn|copy|onto OUT SIZE_MIB LAYER... | empty OUT SIZE_MIB | "
+        "digest IMAGE\n");
     return 2;
 }

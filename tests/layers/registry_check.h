@@ -6,6 +6,7 @@
 #include "layers/registry.h"
 #include "support/proc.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <jansson.h>
 #include <poll.h>
@@ -54,6 +55,7 @@ static inline void world_close(struct world *w)
     for (size_t i = 0; i < w->settings.n_registries; i++) {
         free(w->hosts[i].host);
         free(w->hosts[i].mirror);
+        cb_strv_release(&w->hosts[i].mirrors);
         free(w->hosts[i].ca_file);
     }
 }
@@ -112,6 +114,46 @@ static inline void assert_all_there(struct world *w, const struct base_image *b)
         assert_ok(cb_sha256_fd(fd, &d, &err), &err);
         assert_true(cb_digest_eq(&d, &b->layers[i].digest));
     }
+}
+
+/* Every blob that has a name has that digest, and nothing unfinished lies about. */
+static inline void assert_store_is_good(const struct world *w)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    CB_AUTO_FREE char *blobs = cb_xasprintf("%s/blobs/sha256", store_dir(w->store));
+    CB_AUTO_FREE char *tmp = cb_xasprintf("%s/tmp", store_dir(w->store));
+    CB_AUTO_DIR d = opendir(blobs);
+    for (const struct dirent *e; d && (e = readdir(d)) != NULL;) {
+        struct cb_digest named, is;
+        if (e->d_name[0] == '.')
+            continue;
+        assert_true(cb_digest_parse_hex(e->d_name, &named));
+        CB_AUTO_FD fd = store_blob_open(w->store, &named, NULL, &err);
+        assert_ok(fd, &err);
+        assert_ok(cb_sha256_fd(fd, &is, &err), &err);
+        assert_true(cb_digest_eq(&named, &is));
+    }
+    CB_AUTO_DIR t = opendir(tmp);
+    for (const struct dirent *e; t && (e = readdir(t)) != NULL;) {
+        if (e->d_name[0] == '.')
+            continue;
+        CB_AUTO_FREE char *own = cb_xasprintf("%s/%s", tmp, e->d_name);
+        CB_AUTO_DIR inside = opendir(own); /* the handle's own folder, with what it holds on to */
+        for (const struct dirent *f; inside && (f = readdir(inside)) != NULL;)
+            if (f->d_name[0] != '.' && strcmp(f->d_name, "pins") != 0)
+                fail_msg("%s/%s is left", own, f->d_name);
+    }
+}
+
+/* The logins of who runs the test are nobody's business. */
+static inline void check_no_logins(void)
+{
+    static const char *const variables[] = {"DOCKER_CONFIG", "REGISTRY_AUTH_FILE",
+                                            "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME",
+                                            "GCE_METADATA_HOST"};
+    for (size_t i = 0; i < sizeof(variables) / sizeof(variables[0]); i++)
+        (void)unsetenv(variables[i]);
+    (void)setenv("HOME", "/nonexistent", 1);
 }
 
 /* A program that serves until it is stopped, and the line in which it says where. */

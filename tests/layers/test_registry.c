@@ -2,12 +2,22 @@
  * way. */
 #include "layers/registry_check.h"
 
+#include "layers/flatten.h"
+
 static struct server fake;
 static int port, cdn;
 
 static char *ref_of(const char *how)
 {
     return cb_xasprintf("127.0.0.1:%d/%s/app:1", port, how);
+}
+
+static size_t count_of(const char *in, const char *text)
+{
+    size_t n = 0;
+    for (const char *at = in; at && (at = strstr(at, text)) != NULL; at++)
+        n++;
+    return n;
 }
 
 /* How often the log of a repository holds @text. */
@@ -20,9 +30,7 @@ static size_t log_count(const char *how, const char *text)
     struct http_client *c = http_client_new(0);
     assert_ok(http_exchange(c, &req, &res, &err), &err);
     assert_non_null(res.body.data);
-    size_t n = 0;
-    for (const char *at = res.body.data; (at = strstr(at, text)) != NULL; at++)
-        n++;
+    size_t n = count_of(res.body.data, text);
     http_response_release(&res);
     http_client_free(c);
     return n;
@@ -30,9 +38,9 @@ static size_t log_count(const char *how, const char *text)
 
 static void test_every_true_shape_is_pulled(void **state)
 {
-    static const char *const shapes[] = {"ok",       "index", "docker",   "nohead",
-                                         "nodigest", "token", "expiring", "scoped",
-                                         "ping",     "flaky", "limit",    "redirect"};
+    static const char *const shapes[] = {"ok",    "index",    "docker", "nohead",    "nodigest",
+                                         "token", "expiring", "scoped", "ping",      "flaky",
+                                         "limit", "redirect", "warned", "limitdate", "cutmib"};
     for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
         CB_AUTO_ERROR err = CB_ERROR_INIT;
         CB_AUTO_FREE char *dir = cb_xasprintf("%s/%s", (char *)*state, shapes[i]);
@@ -49,10 +57,15 @@ static void test_every_true_shape_is_pulled(void **state)
         assert_string_equal(b.config.cmd.v[0], "sh");
         assert_true(w.total > 3 << 20);
         assert_int_equal(w.bytes, w.total);
+        assert_store_is_good(&w);
+        if (strcmp(shapes[i], "warned") == 0) /* once in each session: resolving, fetching */
+            assert_int_equal(count_of(w.notes.data, "says: this registry moves on Friday"), 2);
         base_image_release(&b);
         world_close(&w);
     }
     assert_int_equal(log_count("flaky", "\"HEAD\""), 3);
+    /* eight connections of 1 MiB each */
+    assert_int_equal(log_count("cutmib", "\"bytes=7340032-\""), 1);
     assert_int_equal(log_count("token", "\"TOKEN\""), 2); /* one to resolve, one to fetch */
     assert_true(log_count("expiring", "\"TOKEN\"") > 2);
     assert_int_equal(log_count("ok", "Bearer"), 0);
@@ -92,6 +105,9 @@ static void test_every_lie_is_found(void **state)
         {"both", CB_E_UNTRUSTED, "index and manifest at once"},
         {"nodiff", CB_E_CORRUPT, "has 2 layers, its config names 0"},
         {"big", CB_E_LIMIT, "larger than 4194304 bytes"},
+        {"huge", CB_E_LIMIT, "larger than 4194304 bytes"},
+        {"endless", CB_E_LIMIT, "larger than 4194304 bytes"},
+        {"selfindex", CB_E_CORRUPT, "sent a manifest with the digest"},
         {"deep", CB_E_LIMIT, "nested too deeply"},
         {"wrongsize", CB_E_CORRUPT, "where the index says"},
     };
@@ -112,8 +128,92 @@ static void test_every_lie_is_found(void **state)
         if (rc != -(int)cases[i].code)
             fail_msg("%s: %s, %s", cases[i].how, cb_code_name(err.code), err.msg);
         assert_fails(rc, &err, cases[i].code, cases[i].words);
+        assert_store_is_good(&w);
         world_close(&w);
     }
+}
+
+/* What is sent is the blob that the manifest names; what is in it is not what the config says. */
+static void test_a_layer_with_another_diff_id_is_no_image(void **state)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    CB_AUTO_FREE char *ref = ref_of("wrongdiff");
+    CB_AUTO_FREE char *out = cb_xasprintf("%s/image.ext4", (char *)*state);
+    struct world w;
+    struct base_image b;
+    struct flatten_result result;
+    world_open(&w, *state);
+    assert_ok(world_pull(&w, ref, &b, &err), &err);
+    struct flatten_spec spec = {
+        .store = w.store, .layers = b.layers, .n_layers = b.n_layers, .out_path = out};
+    assert_fails(flatten(&spec, &result, &err), &err, CB_E_CORRUPT, "layer 1");
+    assert_false(cb_path_exists(out));
+    assert_store_is_good(&w);
+    base_image_release(&b);
+    world_close(&w);
+}
+
+/* Resolving is given all the time it wants: only the transfer is what is looked at. */
+static void test_a_byte_a_second_is_no_progress(void **state)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    CB_AUTO_FREE char *ref = ref_of("trickle");
+    struct world w;
+    struct base_image b;
+    world_open(&w, *state);
+    assert_ok(world_resolve(&w, ref, PULL_ALWAYS, &b, &err), &err);
+    w.settings.stall_seconds = 1;
+    assert_fails(world_fetch(&w, &b, &err), &err, CB_E_TIMEOUT, "nothing came for too long");
+    assert_notes(&w, "trying again");
+    assert_store_is_good(&w);
+    base_image_release(&b);
+    world_close(&w);
+}
+
+static void test_an_identity_token_is_exchanged(void **state)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    CB_AUTO_FREE char *path = cb_xasprintf("%s/config.json", (char *)*state);
+    CB_AUTO_FREE char *ref = ref_of("identity");
+    static const char *const tokens[] = {"wrong", "refresh+me/please"};
+    struct world w;
+    struct base_image b;
+    world_open(&w, *state);
+    assert_int_equal(setenv("DOCKER_CONFIG", *state, 1), 0);
+    for (size_t i = 0; i < 2; i++) {
+        CB_AUTO_FREE char *text = cb_xasprintf(
+            "{\"auths\":{\"127.0.0.1:%d\":{\"identitytoken\":\"%s\"}}}", port, tokens[i]);
+        assert_ok(cb_write_file(path, text, strlen(text), 0600, &err), &err);
+        int rc = world_pull(&w, ref, &b, &err);
+        if (i == 0)
+            assert_fails(rc, &err, CB_E_AUTH, "answered 401 to the identity token");
+        else
+            assert_ok(rc, &err);
+    }
+    assert_int_equal(unsetenv("DOCKER_CONFIG"), 0);
+    assert_int_equal(log_count("identity", "Basic"), 0);
+    base_image_release(&b);
+    world_close(&w);
+}
+
+static void test_mirrors_are_asked_in_order(void **state)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct world w;
+    struct base_image b;
+    world_open(&w, *state);
+    struct registry_settings *hub = world_host(&w, "docker.io");
+    CB_AUTO_FREE char *good = cb_xasprintf("http://127.0.0.1:%d", port);
+    hub->mirror = cb_xstrdup("http://127.0.0.1:1");
+    cb_strv_add(&hub->mirrors, "http://127.0.0.1:2/hub");
+    cb_strv_add(&hub->mirrors, good);
+    size_t before = log_count("docker", "?ns=docker.io");
+    assert_ok(world_pull(&w, "docker/app:1", &b, &err), &err);
+    assert_notes(&w, "127.0.0.1:1 cannot be reached");
+    assert_notes(&w, "127.0.0.1:2 cannot be reached");
+    assert_true(log_count("docker", "?ns=docker.io") > before);
+    base_image_release(&b);
+    world_close(&w);
 }
 
 static void test_a_cut_download_goes_on(void **state)
@@ -411,8 +511,7 @@ static int start_fake(void **state)
 {
     (void)state;
     static const char *const argv[] = {"python3", CB_SOURCE_DIR "/tests/fakes/registry.py", NULL};
-    (void)unsetenv("DOCKER_CONFIG");
-    (void)setenv("HOME", "/nonexistent", 1);
+    check_no_logins();
     server_start(&fake, argv, NULL, 1, "}");
     port = server_number(&fake, "\"port\": ");
     cdn = server_number(&fake, "\"cdn\": ");
@@ -431,6 +530,10 @@ int main(void)
     const struct CMUnitTest tests[] = {
         test_in_dir(test_every_true_shape_is_pulled),
         test_in_dir(test_every_lie_is_found),
+        test_in_dir(test_a_layer_with_another_diff_id_is_no_image),
+        test_in_dir(test_a_byte_a_second_is_no_progress),
+        test_in_dir(test_an_identity_token_is_exchanged),
+        test_in_dir(test_mirrors_are_asked_in_order),
         test_in_dir(test_a_cut_download_goes_on),
         test_in_dir(test_a_repeat_takes_up_what_is_there),
         test_in_dir(test_credentials_go_where_they_belong),

@@ -176,7 +176,6 @@ int main(void)
             return 77;
         }
     }
-    (void)unsetenv("DOCKER_CONFIG");
-    (void)setenv("HOME", "/nonexistent", 1);
+    check_no_logins();
     return cmocka_run_group_tests_name("layers/registry_real", tests, NULL, NULL);
 }

@@ -191,10 +191,15 @@ def check_defaults(root, schema):
     """What config_dump_full() fills in is what the schema, and by it the docs, call the default."""
     words = {"false": False, "true": True}
     text = (root / "schemas" / "config_full.c").read_text()
+    numbers = dict(re.findall(r"\b([A-Z]\w+) = (\d+)", (root / "schemas" / "config.h").read_text()))
     filled = {}
     for key, kind, value in re.findall(r'put_default\(\w+, "(\w+)", json_(\w+)\(([^)]*)\)\)', text):
-        filled[key] = words[kind] if kind in words else json.loads(value)
-    declared = {p.rsplit("/", 1)[-1]: s["default"] for p, s in fields(schema) if "default" in s and
+        if kind == "string" and not value.startswith('"'):
+            filled[key] = "worked out"  # from other fields; the schema says in words how
+        else:
+            filled[key] = words[kind] if kind in words else json.loads(numbers.get(value, value))
+    declared = {p.rsplit("/", 1)[-1]: s.get("default", "worked out") for p, s in fields(schema)
+                if ("default" in s or (p.startswith("$defs/drive/") and "x-default" in s)) and
                 p.startswith(("$defs/config/", "$defs/drive/"))}
     declared.pop("tier", None)  # in the model itself
     for key in sorted(filled.keys() | declared.keys()):

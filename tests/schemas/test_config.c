@@ -336,6 +336,38 @@ static void test_what_is_not_acted_on_is_named_once(void **state)
     config_free(c);
 }
 
+static void test_defaults_are_filled_in(void **state)
+{
+    (void)state;
+    struct workload_config *c =
+        parse("base_image: debian\nlayers: [{name: a, init_commands: [x], drives: [{drive_id: "
+              "a-very-long-name}, {drive_id: b, label: bb, size_gb: 3, mount_path: /b}]}]");
+    CB_AUTO_FREE char *full = config_dump_full(c);
+    assert_non_null(strstr(full,
+                           "{\"drive_id\":\"a-very-long-name\",\"label\":\"cb-a-very-long-n\","
+                           "\"size_gb\":10,\"mount_path\":\"/drives/a-very-long-name\","
+                           "\"read_only\":false}"));
+    assert_non_null(strstr(full, "\"label\":\"bb\",\"mount_path\":\"/b\",\"size_gb\":3,"));
+    assert_null(strstr(full, "workspace_size_gb"));
+    assert_int_equal(config_workspace_size_gb(c), 0);
+    config_free(c);
+    c = parse("base_image: debian");
+    CB_AUTO_FREE char *bare = config_dump_full(c);
+    assert_non_null(strstr(bare, "\"workspace_size_gb\":50"));
+    assert_int_equal(config_workspace_size_gb(c), 50);
+    char before[WORKLOAD_KEY_LEN + 1], after[WORKLOAD_KEY_LEN + 1];
+    keys_workload(c, before);
+    config_free(c);
+    c = parse("base_image: debian\nconfig: {workspace_size_gb: 50}");
+    assert_int_equal(c->workspace_size_gb, 0); /* said or not, it is the same */
+    keys_workload(c, after);
+    assert_string_equal(before, after);
+    config_free(c);
+    c = parse("base_image: debian\nconfig: {workspace_size_gb: 7}");
+    assert_int_equal(config_workspace_size_gb(c), 7);
+    config_free(c);
+}
+
 static void test_variables_are_expanded_where_the_language_says(void **state)
 {
     (void)state;
@@ -614,6 +646,7 @@ int main(void)
         cmocka_unit_test(test_bad_files_are_explained),
         cmocka_unit_test(test_the_model_of_a_small_service),
         cmocka_unit_test(test_what_is_not_acted_on_is_named_once),
+        cmocka_unit_test(test_defaults_are_filled_in),
         cmocka_unit_test(test_variables_are_expanded_where_the_language_says),
         cmocka_unit_test(test_what_stands_in_variables_is_checked),
         cmocka_unit_test(test_network_policies),

@@ -134,7 +134,8 @@ static void test_keys_depend_on_what_matters_to_them(void **state)
         {"\"start_command\"", "\"init_commands\":[\"x\"],\"start_command\"", TEMPLATE},
         {"\"start_command\"", "\"healthcheck\":\"x\",\"start_command\"", TEMPLATE},
         {"\"start_command\"", "\"credentials\":{\"env\":{\"A\":\"b\"}},\"start_command\"", 0},
-        {"\"start_command\"", "\"task\":{\"entrypoint\":\"a.py\"},\"start_command\"", 0},
+        {"\"start_command\"", "\"task\":{\"entrypoint\":\"a.py\"},\"start_command\"",
+         TEMPLATE}, /* and more: test_a_task_counts() */
     };
     struct workload_config *a = parse(base);
     struct cb_digest parent;
@@ -214,6 +215,16 @@ static void test_keys_of_the_corpus_are_as_written_down(void **state)
             cb_digest_hex(&k.digest, hex);
             (void)cb_buf_addf(&out, "%s cache %zu %s\n", name, l, hex);
         }
+        if (c->task) {
+            parent = k.digest;
+            cache_key_release(&k);
+            keys_declared_task(c, &declared[c->n_layers], &declared[c->n_layers + 1]);
+            keys_cache_task(c, &parent, &k);
+            cb_digest_hex(&declared[c->n_layers + 1], hex);
+            (void)cb_buf_addf(&out, "%s declared task %s\n", name, hex);
+            cb_digest_hex(&k.digest, hex);
+            (void)cb_buf_addf(&out, "%s cache task %s\n", name, hex);
+        }
         struct template_inputs in = {.last_cache = k.digest, .size_bytes_asked = 1u << 30};
         cache_key_release(&k);
         keys_template(c, &in, &k);
@@ -270,6 +281,45 @@ static void test_order_and_borders_count(void **state)
     }
 }
 
+static void test_a_task_counts(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *task;
+        bool files; /* its files change, and with them the cache key */
+    } cases[] = {{"", true},
+                 {",\"task\":{\"entrypoint\":\"main.py\"}", true},
+                 {",\"task\":{\"entrypoint\":\"main.py\",\"timeout\":\"30s\"}", false},
+                 {",\"task\":{\"entrypoint\":\"main.ts\"}", true}};
+    enum { N = sizeof(cases) / sizeof(cases[0]) };
+    char keys[N][WORKLOAD_KEY_LEN + 1];
+    struct cb_digest template[N], cache[N];
+    for (size_t i = 0; i < N; i++) {
+        CB_AUTO_FREE char *text = cb_xasprintf("{\"base_image\":\"a\"%s}", cases[i].task);
+        struct workload_config *c = parse(text);
+        struct cache_key k = {0};
+        struct template_inputs in = {0};
+        keys_workload(c, keys[i]);
+        cb_sha256("base", 4, &cache[i]);
+        if (c->task) {
+            struct cb_digest below = cache[i];
+            keys_cache_task(c, &below, &k);
+            cache[i] = k.digest;
+            cache_key_release(&k);
+        }
+        keys_template(c, &in, &k);
+        template[i] = k.digest;
+        cache_key_release(&k);
+        config_free(c);
+        for (size_t j = 0; j < i; j++) {
+            assert_string_not_equal(keys[i], keys[j]);
+            assert_false(cb_digest_eq(&template[i], &template[j]));
+        }
+        if (i)
+            assert_int_equal(cb_digest_eq(&cache[i], &cache[i - 1]), !cases[i].files);
+    }
+}
+
 static void test_template_inputs_count(void **state)
 {
     (void)state;
@@ -302,6 +352,7 @@ int main(void)
         cmocka_unit_test(test_keys_depend_on_what_matters_to_them),
         cmocka_unit_test(test_keys_of_the_corpus_are_as_written_down),
         cmocka_unit_test(test_order_and_borders_count),
+        cmocka_unit_test(test_a_task_counts),
         cmocka_unit_test(test_template_inputs_count),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
