@@ -1,6 +1,7 @@
 """Base images that lie on this machine: OCI layouts, archives of docker save, templates, the empty image."""
 
 import gzip
+import http.server
 import io
 import json
 import lzma
@@ -8,9 +9,11 @@ import os
 import shutil
 import subprocess
 import tarfile
+import threading
 import unittest
 
 import harness
+import many_layers_image
 from harness import E2E, Layout, Registry, make_tar, perl_server
 
 
@@ -197,6 +200,18 @@ class DockerArchives(Local):
         for which, layers in (("app:2", 2), ("docker.io/team/app:1", 2), ("@1", 1)):
             self.ok(self.build(f"docker-archive:both.tar:{which}", name=f"which-{layers}-{which[0].strip('@')}x"))
         self.assertEqual(len(self.fresh.manifest("which-1-x")["layers"]), 2)  # and the agent's
+
+    def test_locked(self):
+        docker_save(self.at / "saved.tar", [(None, self.layout, self.tars)])
+        self.ok(self.build("docker-archive:saved.tar"))
+        first = self.fresh.manifest("case")
+        other = Layout(self.at / "newer").add_layer(self.tars[0]).finish(Cmd=["newer"])
+        docker_save(self.at / "saved.tar", [(None, other, self.tars[:1])])
+        got = self.ok(self.build("docker-archive:saved.tar", "--locked"))
+        self.assertRegex(got.notes, r"saved\.tar is sha256:\w+ \(locked by version 1\)")
+        self.fresh.blob(self.layout.diff_ids[0]).unlink()
+        self.ends(self.build("docker-archive:saved.tar", "--locked", "--force"), 1,
+                  rf"saved\.tar holds sha256:\w+ now, and the lock names {first['lock']['manifest']}", "without --locked")
 
     def test_refused(self):
         save = lambda **kw: docker_save(self.at / "bad.tar", [(["case:1"], self.layout, self.tars)], **kw)
@@ -432,6 +447,24 @@ class Plans(Local):
         self.assertRegex(json.loads(got.out)["layers"][1]["why"], "base image: oci:layout moved from sha256:")
 
 
+class ManyLayers(E2E):
+    """Forty layers of some MiB; tests/bench/many_layers.py does the same with 10 GB."""
+
+    def test_forty_layers(self):
+        home = self.home
+        layout, tree = many_layers_image.make(home.folder / "layout", 40, 400 << 20)
+        self.ok(home.build(home.config("many", base="oci:layout"), "--no-boot-check"))
+        image = home.image("many")
+        self.assertEqual(many_layers_image.fsck(image), "")
+        self.assertEqual(many_layers_image.names(image), sorted(tree))
+        got = many_layers_image.digests(image, sorted(tree))
+        self.assertEqual({n: got[n] for n in tree if got[n] != tree[n]}, {}, "files with other bytes")
+        # once more, from nothing but the layers: the same file system
+        first = home.manifest("many")["image"]["digest"]
+        self.ok(home.build(home.config("many", base="oci:layout"), "--no-boot-check", "--force"))
+        self.assertEqual(home.manifest("many")["image"]["digest"], first)
+
+
 class Templates(E2E):
     """A template on a template, built and booted."""
 
@@ -484,6 +517,62 @@ class Templates(E2E):
         self.ok(home.build(home.config("base", base="scratch"), "--no-boot-check"))
         self.ends(home.build(home.config("child", base="template:base:7")), 1,
                   "there is no template base with the version 7 in the store")
+
+
+class Builtins(E2E):
+    """Suites of minimal-debian, with a mirror and an mmdebstrap that are ours: which is asked for, and how often."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.tar = cls.folder / "made.tar"
+        cls.tar.write_bytes(make_tar([("etc/", {"type": "folder"}), ("etc/made", {"data": b"made\n"})]))
+        cls.calls = cls.folder / "calls"
+        cls.bin = cls.folder / "bin"
+        cls.bin.mkdir()
+        fake = cls.bin / "mmdebstrap"
+        fake.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" | tr "\\n" " " >>{cls.calls}\necho >>{cls.calls}\n'
+                        f'exec cat {cls.tar}\n')
+        fake.chmod(0o755)
+
+        class Mirror(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                known = self.path in ("/debian/dists/trixie/InRelease", "/debian/dists/bookworm/InRelease")
+                body = b"Date: Sat, 01 Nov 2025 10:00:00 UTC\n" if known else b"no\n"
+                self.send_response(200 if known else 404)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args):
+                pass
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        cls.addClassCleanup(server.server_close)
+        cls.addClassCleanup(server.shutdown)
+        cls.env = {"PATH": f"{cls.bin}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                   "CAPSULE_BUILD_DEBIAN_MIRROR": f"http://127.0.0.1:{server.server_port}/debian"}
+
+    def build(self, base, *args):
+        return self.home.build(self.home.config("builtin", base=base), "--no-boot-check", *args, env=self.env)
+
+    def test_suites(self):
+        self.ok(self.build("minimal-debian"))
+        self.ok(self.build("minimal-debian:bookworm"))
+        self.assertFalse(self.calls.exists(), "both are in the test cache, as one")
+        self.assertEqual(list(self.home.versions("builtin")), [1], "the same image by another name")
+        got = self.ok(self.build("minimal-debian:trixie"))
+        self.assertIn("making minimal-debian:trixie from http://127.0.0.1", got.notes)
+        calls = self.calls.read_text().splitlines()
+        self.assertEqual(len(calls), 1)
+        self.assertRegex(calls[0], r"--variant=minbase .*trixie-security.* trixie - http://127\.0\.0\.1:\d+/debian")
+        self.ok(self.build("minimal-debian:trixie"))
+        self.ok(self.build("minimal-debian:trixie", "--force"))
+        self.assertEqual(len(self.calls.read_text().splitlines()), 1, "made once")
+        self.assertEqual(self.home.manifest("builtin")["lock"]["base_image"], "minimal-debian:trixie")
+        self.ends(self.build("minimal-debian:bullseye"), 1, "dists/bullseye/InRelease: the server answered 404",
+                  "debian_mirror")
+        self.ends(self.build("minimal-debian:buzz"), 2, "the built-in base images are minimal-debian, ")
 
 
 class Scratch(E2E):
