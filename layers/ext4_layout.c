@@ -86,6 +86,16 @@ uint64_t layout_data_from(uint64_t block, uint64_t *len)
     return block;
 }
 
+uint64_t layout_data_end(uint64_t block, uint64_t count)
+{
+    for (uint64_t n; count > 0; count -= n) {
+        block = layout_data_from(block, &n);
+        n = n < count ? n : count;
+        block += n;
+    }
+    return block;
+}
+
 uint64_t layout_meta_blocks(uint64_t blocks)
 {
     uint64_t groups = layout_groups(blocks), n = groups * (2 + TABLE_BLOCKS) + 1 + JOURNAL_BLOCKS;

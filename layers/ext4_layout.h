@@ -54,6 +54,8 @@ static inline uint64_t layout_inode_offset(uint32_t ino)
 
 /* The first block at or after @block that is for data, and how many follow it in a row (*@len). */
 uint64_t layout_data_from(uint64_t block, uint64_t *len);
+/* The block behind the last of the @count first data blocks at or after @block. */
+uint64_t layout_data_end(uint64_t block, uint64_t count);
 /* The first data block of an image. */
 uint64_t layout_data_start(void);
 

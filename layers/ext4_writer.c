@@ -270,13 +270,48 @@ static int find_in_window(struct writer *w, uint64_t at, size_t n, unsigned char
     return 0;
 }
 
-uint32_t writer_new_inode(struct writer *w)
+/* Blocks that the file system may have. */
+static uint64_t block_limit(const struct writer *w)
 {
-    if ((uint64_t)w->next_ino > LAYOUT_GROUPS_MAX * GROUP_INODES)
-        return 0;
+    uint64_t limit = LAYOUT_GROUPS_MAX * GROUP_BLOCKS;
+    return w->max_blocks && w->max_blocks < limit ? w->max_blocks : limit;
+}
+
+static int fail_full(struct writer *w, struct cb_error *err)
+{
+    w->full = true;
+    return cb_fail(err, CB_E_LIMIT, "needs more than the %llu MiB that the file system is to have",
+                   (unsigned long long)block_limit(w) / 256);
+}
+
+static int fail_inodes(struct writer *w, struct cb_error *err)
+{
+    w->full = true;
+    return cb_fail(
+        err, CB_E_LIMIT,
+        "needs more than the %llu inodes of the %llu MiB that the file system is to have",
+        (unsigned long long)layout_groups(block_limit(w)) * GROUP_INODES,
+        (unsigned long long)block_limit(w) / 256);
+}
+
+int writer_new_inode(struct writer *w, uint32_t *ino, struct cb_error *err)
+{
+    if (w->next_ino > layout_groups(block_limit(w)) * GROUP_INODES)
+        return fail_inodes(w, err);
     bits_set(&w->inodes, w->next_ino, 1);
     w->inodes_in_use++;
-    return w->next_ino++;
+    *ino = w->next_ino++;
+    return 0;
+}
+
+uint64_t writer_next_block(const struct writer *w)
+{
+    return w->next_block;
+}
+
+uint32_t writer_next_inode(const struct writer *w)
+{
+    return w->next_ino;
 }
 
 void writer_count_dirs(struct writer *w, uint32_t ino, int change)
@@ -478,15 +513,8 @@ static int take_blocks(struct writer *w, uint64_t want, uint64_t *start, uint64_
     uint64_t room, at = layout_data_from(w->next_block, &room);
     *got = want < room ? want : room;
     *start = at;
-    uint64_t limit = LAYOUT_GROUPS_MAX * GROUP_BLOCKS;
-    if (w->max_blocks && w->max_blocks < limit)
-        limit = w->max_blocks;
-    if (at + *got > limit) {
-        w->full = true;
-        return cb_fail(err, CB_E_LIMIT,
-                       "needs more than the %llu MiB that the file system is to have",
-                       (unsigned long long)limit / 256);
-    }
+    if (at + *got > block_limit(w))
+        return fail_full(w, err);
     w->next_block = at + *got;
     bits_set(&w->blocks, at, *got);
     w->data_in_use += *got;

@@ -53,8 +53,9 @@ int writer_clone(const char *path, int from, uint64_t max_blocks, struct writer 
 void writer_free(struct writer *w);
 int writer_fd(const struct writer *w); /* borrowed */
 
-/* A number for a new inode, in rising order. 0 when the layout has no more. */
-uint32_t writer_new_inode(struct writer *w);
+/* A number for a new inode, in rising order. -CB_E_LIMIT when the file system is to have no more.
+ */
+int writer_new_inode(struct writer *w, uint32_t *ino, struct cb_error *err);
 int writer_get_inode(struct writer *w, uint32_t ino, union inode *out, struct cb_error *err);
 int writer_put_inode(struct writer *w, uint32_t ino, union inode *in, struct cb_error *err);
 /* Frees the inode with all its blocks. */
@@ -102,6 +103,9 @@ uint64_t writer_dirty(const struct writer *w, uint64_t at, uint64_t *start);
 uint64_t inode_size(const union inode *in);
 void inode_set_size(union inode *in, uint64_t size);
 
+/* The first block and inode that were never given out. */
+uint64_t writer_next_block(const struct writer *w);
+uint32_t writer_next_inode(const struct writer *w);
 /* The end of a layer: what the next one gets follows the last block and inode in use. */
 void writer_end_layer(struct writer *w);
 /* True when something failed because it did not fit. */

@@ -38,6 +38,9 @@ enum effort {
     EFFORTS
 };
 
+static const char too_small[] =
+    "Raise rootfs_size_gb, or leave it out for the smallest size that fits.";
+
 /* One image on its way. */
 struct job {
     const struct flatten_spec *spec;
@@ -157,6 +160,41 @@ static int apply_layer(struct job *j, size_t i, struct feed *f, struct cb_error 
     return rc < 0 ? rc : 0;
 }
 
+/* What the layers from @first on that are known need at the least, behind the first free block and
+ * inode. Every data block of every layer gets a place behind the one before, whatever a later layer
+ * takes away again, and a layer with files ends with a folder behind them that stays: so this never
+ * says no to what fits. It lacks the other folders, and what extents and attributes need. */
+static int check_room(const struct flatten_spec *spec, size_t first, uint64_t block, uint32_t ino,
+                      struct cb_error *err)
+{
+    uint64_t max = layout_size_down(spec->size_bytes / EXT4_BLOCK), blocks = 0, inodes = 0;
+    size_t known = 0;
+    for (size_t i = first; i < spec->n_layers && max > 0; i++) {
+        CB_AUTO(index) x = index_open(spec->store, &spec->layers[i].diff_id);
+        if (!x)
+            continue;
+        uint64_t files = index_sums(x)->data_blocks + index_sums(x)->link_blocks;
+        uint64_t from = i == first ? ino : INO_FIRST; /* a layer may give numbers back at its end */
+        blocks += files + (files > 0);
+        inodes =
+            from - 1 + index_sums(x)->inodes > inodes ? from - 1 + index_sums(x)->inodes : inodes;
+        known++;
+    }
+    uint64_t end = layout_data_end(block, blocks);
+    uint64_t group = (inodes + GROUP_INODES - 1) / GROUP_INODES;
+    if (known == 0 || (end <= max && group <= layout_groups(max)))
+        return 0;
+    if (end < (group - 1) * GROUP_BLOCKS + 1)
+        end = (group - 1) * GROUP_BLOCKS + 1;
+    cb_fail(err, CB_E_LIMIT,
+            "%llu MiB of files and %llu inodes in %zu of %zu layers need a file system of at least "
+            "%llu MiB, it is to have %llu",
+            (unsigned long long)(blocks + 255) / 256, (unsigned long long)inodes, known,
+            spec->n_layers, (unsigned long long)(layout_size_up(end) + 255) / 256,
+            (unsigned long long)(spec->size_bytes >> 20));
+    return cb_hint(err, "%s", too_small);
+}
+
 static int apply_layers(struct job *j, struct cb_error *err)
 {
     const struct flatten_spec *spec = j->spec;
@@ -193,20 +231,22 @@ static int check_spec(const struct flatten_spec *spec, struct cb_error *err)
 static int fill(struct job *j, uint64_t *blocks, struct cb_error *err)
 {
     int rc = j->parent ? ext4_load(j->w, j->t, err) : image_begin(j->w, j->t, err);
+    if (rc == 0 && j->parent)
+        rc = check_room(j->spec, j->parent->n_layers, writer_next_block(j->w),
+                        writer_next_inode(j->w), err);
     if (rc == 0)
         rc = apply_layers(j, err);
     if (rc == 0)
         rc = image_write_dirs(j->w, j->t, err); /* without layers there are still two folders */
     if (rc == 0 && writer_owes(j->w))
         rc = cb_fail(err, CB_E_CORRUPT, "a file's bytes are in no image any more");
-    bool too_small = writer_is_full(j->w);
+    bool full = writer_is_full(j->w);
     if (rc == 0) {
         rc = image_size(j->w, j->spec->size_bytes, blocks, err);
-        too_small = rc < 0;
+        full = rc < 0;
     }
-    if (too_small)
-        (void)cb_hint(err,
-                      "Raise rootfs_size_gb, or leave it out for the smallest size that fits.");
+    if (full)
+        (void)cb_hint(err, "%s", too_small);
     return rc;
 }
 
@@ -295,6 +335,8 @@ static int make(const struct flatten_spec *spec, enum effort effort, struct flat
 int flatten(const struct flatten_spec *spec, struct flatten_result *out, struct cb_error *err)
 {
     int rc = check_spec(spec, err);
+    if (rc == 0 && !(spec->flags & FLATTEN_INFLATE)) /* before a byte is written */
+        rc = check_room(spec, 0, layout_data_start(), INO_FIRST, err);
     for (enum effort e = USE_ALL; rc == 0; e++) {
         CB_AUTO_ERROR why = CB_ERROR_INIT;
         bool again;

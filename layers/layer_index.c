@@ -200,19 +200,16 @@ void index_link_block(struct index_writer *x)
         x->head.sums.link_blocks++;
 }
 
-static bool has_own_inode(const struct tar_entry *e)
+void index_inode(struct index_writer *x)
 {
-    const char *slash = strrchr(e->path, '/');
-    return e->kind != TAR_DIR && e->kind != TAR_HARDLINK &&
-           strncmp(slash ? slash + 1 : e->path, ".wh.", 4) != 0;
+    if (x)
+        x->head.sums.inodes++;
 }
 
 void index_entry_end(struct index_writer *x)
 {
     if (!x || x->failed)
         return;
-    const struct tar_entry e = {.kind = (enum tar_kind)x->e.kind, .path = x->names.data};
-    x->head.sums.inodes += has_own_inode(&e);
     size_t n = sizeof(x->e) + x->names.len + x->xattrs.len + x->runs.len;
     const uint32_t len = (uint32_t)n;
     if (n > RECORD_MAX) {

@@ -17,7 +17,7 @@ struct extents;
 /* What all entries of a layer take together. */
 struct index_sums {
     uint64_t entries;
-    uint64_t inodes;      /* of its own: neither folders nor hard links nor whiteouts */
+    uint64_t inodes;      /* that are no folder's */
     uint64_t data_blocks; /* of files */
     uint64_t link_blocks; /* of symbolic links that do not fit into an inode */
 };
@@ -33,6 +33,7 @@ void index_entry(struct index_writer *x, const struct tar_entry *e);
 void index_xattr(struct index_writer *x, const char *name, const void *value, size_t len);
 void index_blocks(struct index_writer *x, const struct extents *blocks);
 void index_link_block(struct index_writer *x);
+void index_inode(struct index_writer *x); /* it gets one of its own */
 void index_entry_end(struct index_writer *x);
 /* The layer was all that and its diff_id is right. False when it is too odd to be kept. */
 bool index_publish(struct index_writer *x);

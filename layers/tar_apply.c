@@ -89,12 +89,6 @@ static int clean(const char *in, struct path *p, struct cb_error *err)
 
 /* ---- inodes that come and go ---- */
 
-static int new_inode(struct apply *a, uint32_t *ino, struct cb_error *err)
-{
-    *ino = writer_new_inode(a->w);
-    return *ino ? 0 : cb_fail(err, CB_E_LIMIT, "too many files");
-}
-
 static void touch(struct apply *a, node_id id)
 {
     for (struct node *n; id; id = n->parent) {
@@ -167,7 +161,7 @@ static int put_dir_inode(struct apply *a, uint32_t ino, struct cb_error *err)
 static int become_dir(struct apply *a, node_id id, struct cb_error *err)
 {
     uint32_t ino;
-    int rc = new_inode(a, &ino, err);
+    int rc = writer_new_inode(a->w, &ino, err);
     if (rc < 0)
         return rc;
     if (!tree_make_dir(a->t, id))
@@ -558,9 +552,10 @@ static int apply_node(struct apply *a, node_id parent, const struct path *p, str
     node_id id;
     int rc = make_room(a, parent, p, &id, err);
     if (rc == 0)
-        rc = new_inode(a, &ino, err);
+        rc = writer_new_inode(a->w, &ino, err);
     if (rc < 0)
         return rc;
+    index_inode(a->in->keep_index);
     tree_node(a->t, id)->ino = ino;
     tree_node(a->t, id)->type = kinds[e->kind].type;
     touch(a, id);

@@ -174,6 +174,67 @@ static void test_blobs_are_not_needed(void **state)
     assert_true(cb_digest_eq(&got.digest, &want.digest));
 }
 
+/* Sizes below the smallest that fits are refused before the image is begun, but for a small margin,
+ * and none above it ever is. */
+static void test_known_layers_are_refused_before_a_byte_is_written(void **state)
+{
+    struct image_fixture *f = *state;
+    static char data[20 << 20];
+    struct flatten_result r;
+    struct tar_build t;
+    memset(data, 'x', sizeof(data));
+    for (int i = 0; i < 2; i++) {
+        tb_init(&t);
+        tb_raw(&t, '0', "same", NULL, data, sizeof(data) - (size_t)i); /* takes its place twice */
+        tb_raw(&t, '0', i ? "a" : "b", NULL, data, sizeof(data) / 2);
+        add_layer(f, &t);
+    }
+    learn(f, &r);
+    unsigned early = 0, late = 0, fit = 0;
+    for (uint64_t mib = 150; mib < 176; mib += 2) {
+        CB_AUTO_ERROR err = CB_ERROR_INIT;
+        CB_AUTO_ERROR full = CB_ERROR_INIT;
+        int rc = make(f, 0, NULL, mib << 20, &r, &err);
+        assert_int_equal(make(f, FLATTEN_INFLATE, NULL, mib << 20, &r, &full), rc);
+        if (rc == 0) {
+            fit++;
+            continue;
+        }
+        assert_int_equal(rc, -CB_E_LIMIT);
+        assert_int_equal(fit, 0);
+        assert_non_null(err.hint);
+        if (strstr(err.msg, "in 2 of 2 layers need a file system of at least"))
+            early++;
+        else
+            late++;
+    }
+    assert_true(early > 2 && fit > 2);
+    assert_in_range(late, 0, 1); /* the margin is less than 2 MiB here */
+}
+
+static void test_too_many_inodes_are_refused(void **state)
+{
+    struct image_fixture *f = *state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    CB_AUTO_ERROR again = CB_ERROR_INIT;
+    struct flatten_result r;
+    struct tar_build t;
+    char name[32];
+    tb_init(&t);
+    for (int i = 0; i < 17000; i++) {
+        (void)snprintf(name, sizeof(name), "%05d", i);
+        tb_raw(&t, '6', name, NULL, NULL, 0);
+    }
+    add_layer(f, &t);
+    /* one group: 16384 inodes */
+    assert_int_equal(make(f, 0, NULL, (uint64_t)127 << 20, &r, &err), -CB_E_LIMIT);
+    assert_non_null(strstr(err.msg, "needs more than the 16384 inodes of the 127 MiB"));
+    assert_non_null(err.hint);
+    learn(f, &r);
+    assert_int_equal(make(f, 0, NULL, (uint64_t)127 << 20, &r, &again), -CB_E_LIMIT);
+    assert_non_null(strstr(again.msg, "17011 inodes in 1 of 1 layers need"));
+}
+
 /* Whatever byte of a record is wrong, the image is right. */
 static void test_damaged_records_are_none(void **state)
 {
@@ -206,6 +267,8 @@ int main(void)
         test_image(test_a_replaced_file_is_still_to_be_had),
         test_image(test_no_image_no_copy),
         test_image(test_blobs_are_not_needed),
+        test_image(test_known_layers_are_refused_before_a_byte_is_written),
+        test_image(test_too_many_inodes_are_refused),
         test_image(test_damaged_records_are_none),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
