@@ -1,8 +1,10 @@
 /* One build from its beginning to its end: plan, layers, finish. */
 #include "builder/build_private.h"
+#include "builder/documents.h"
 #include "builder/session.h"
 
 #include "support/cleanup.h"
+#include "support/clock.h"
 #include "support/file.h"
 #include "support/mem.h"
 
@@ -99,6 +101,8 @@ static int build_steps(struct build *b, struct build_result *out, struct cb_erro
     int rc = build_refuse(b->c, err);
     if (rc < 0)
         return rc;
+    if ((rc = documents_check_key(b->settings, err)) < 0)
+        return rc;
     warn_unsupported(b);
     if ((rc = build_plan(b, err)) < 0)
         return rc;
@@ -113,7 +117,8 @@ static int build_steps(struct build *b, struct build_result *out, struct cb_erro
 int build_init(struct build *b, const struct workload_config *c, struct settings *settings,
                const struct build_options *o, const struct build_sink *sink, struct cb_error *err)
 {
-    *b = (struct build){.c = c, .settings = settings, .o = o, .name = config_name(c)};
+    *b = (struct build){
+        .c = c, .settings = settings, .o = o, .name = config_name(c), .started_ms = cb_now_ms()};
     emitter_init(&b->em, sink);
     CB_AUTO_FREE char *store_path = cb_xasprintf("%s/store", settings->home);
     return store_open(store_path, &b->store, err);

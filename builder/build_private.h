@@ -24,6 +24,7 @@ struct build {
     struct emitter em;
     struct store *store;
     char *name;
+    int64_t started_ms;
     bool look; /* find out and make nothing: what is missing goes to `unknown` */
     bool have_base, have_kernel;
     struct cb_strv unknown;

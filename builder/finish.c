@@ -1,6 +1,7 @@
 /* From all layers to a published template: the agent's layer, flatten, boot check, publish. */
 #include "builder/boot_conf.h"
 #include "builder/build_private.h"
+#include "builder/documents.h"
 
 #include "support/cleanup.h"
 #include "support/clock.h"
@@ -358,7 +359,12 @@ static int publish(struct build *b, struct build_result *out, struct cb_error *e
     struct template_manifest *m = cb_xcalloc(1, sizeof(*m));
     fill_manifest(b, &chunks, m);
     bool move = b->c->auto_rollout != AUTO_FALSE;
-    rc = store_template_publish(b->store, m, move, err);
+    CB_AUTO_FREE char *image = NULL;
+    rc = store_image_path(b->store, &m->image, &image, err);
+    if (rc >= 0)
+        rc = documents_make(b, image, m, err);
+    if (rc >= 0)
+        rc = store_template_publish(b->store, m, move, err);
     if (rc >= 0) {
         out->version = m->version;
         emit_note(&b->em, "published %s version %llu%s", b->name, (unsigned long long)m->version,

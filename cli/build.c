@@ -158,6 +158,19 @@ static int submit(const struct cli_args *a, struct settings *s, const struct wor
     return rc;
 }
 
+/* A key that cannot sign is said now, and not after the build. */
+static int check_signing_key(const struct settings *s)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct cb_sign_key *key = NULL;
+    if (!s->signing_key || cb_sign_key_load(s->signing_key, &key, &err) >= 0) {
+        cb_sign_key_free(key);
+        return 0;
+    }
+    (void)cb_wrap(&err, "signing_key");
+    return cli_fail(&err);
+}
+
 int cmd_build(struct cli_args *a)
 {
     struct settings *s = NULL;
@@ -175,7 +188,7 @@ int cmd_build(struct cli_args *a)
         rc = cli_refuse(&problems, &err);
     } else if (build_refuse(c, &err) < 0) {
         rc = cli_fail(&err);
-    } else if ((rc = cli_open_queue(s, &q)) == 0) {
+    } else if ((rc = check_signing_key(s)) == 0 && (rc = cli_open_queue(s, &q)) == 0) {
         cli_clean_up_after_the_dead(s, q);
         rc = submit(a, s, c, q);
     }

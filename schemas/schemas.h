@@ -2,6 +2,7 @@
  * beyond reading a file. */
 #pragma once
 
+#include "schemas/attest.h"
 #include "schemas/build_options.h"
 #include "schemas/config.h"
 #include "schemas/docker_archive.h"

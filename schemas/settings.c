@@ -238,6 +238,7 @@ static const struct field settings_fields[] = {
      .offset = AT(keep_versions),
      .min = 1,
      .max = KEEP_MAX},
+    {.name = "signing_key", .read = read_path, .offset = AT(signing_key)},
     {.name = "parallel_fetches",
      .read = read_u32,
      .offset = AT(parallel_fetches),
@@ -348,6 +349,7 @@ static void read_environment(struct settings *s, struct config_problems *p)
 {
     path_variable("CAPSULE_BUILD_HOME", &s->home, p);
     path_variable("CAPSULE_BUILD_KERNEL", &s->kernel, p);
+    path_variable("CAPSULE_BUILD_SIGNING_KEY", &s->signing_key, p);
     choice_variable("CAPSULE_BUILD_ISOLATION", isolations, "one of auto, vm, container",
                     &s->isolation, p);
     choice_variable("CAPSULE_BUILD_PULL", pulls, "one of always, missing, never", &s->pull, p);
@@ -494,6 +496,7 @@ void settings_free(struct settings *s)
     free(s->home);
     free(s->debian_mirror);
     free(s->kernel);
+    free(s->signing_key);
     free(s->isolation);
     free(s->pull);
     free(s);

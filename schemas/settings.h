@@ -1,8 +1,8 @@
 /* settings: how this installation works, as opposed to what a build is.
  * Read from /etc/capsule-build/config.yaml, then $XDG_CONFIG_HOME (or ~/.config)
  * /capsule-build/config.yaml, then --config FILE; then come the variables CAPSULE_BUILD_HOME,
- * _DEBIAN_MIRROR, _KERNEL, _ISOLATION, _PULL and _REGISTRY_MIRRORS ("HOST=URL,HOST=URL"), then
- * flags (which the CLI applies). Later wins, field by field. */
+ * _DEBIAN_MIRROR, _KERNEL, _SIGNING_KEY, _ISOLATION, _PULL and _REGISTRY_MIRRORS
+ * ("HOST=URL,HOST=URL"), then flags (which the CLI applies). Later wins, field by field. */
 #pragma once
 
 #include "schemas/config.h"
@@ -32,8 +32,9 @@ struct settings {
     char *isolation;     /* "auto", "vm", "container" */
     char *pull;          /* "always", "missing", "never" */
     bool allow_host_network;
-    uint32_t store_max_gb;     /* a publish makes room down to it; 0: no ceiling */
-    uint32_t keep_versions;    /* old ones of a template; 0: all */
+    uint32_t store_max_gb;  /* a publish makes room down to it; 0: no ceiling */
+    uint32_t keep_versions; /* old ones of a template; 0: all */
+    char *signing_key; /* a PEM file with an Ed25519 key that templates are signed with, or NULL */
     uint32_t parallel_fetches; /* blobs at once; 0: the default of 4 */
     uint32_t stall_seconds;    /* of a transfer in which nothing comes; 0: the default of 30 s */
     struct registry_settings *registries;

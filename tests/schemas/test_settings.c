@@ -8,9 +8,13 @@
 #include <stdio.h>
 #include <unistd.h>
 
-static const char *const variables[] = {"CAPSULE_BUILD_HOME",   "CAPSULE_BUILD_DEBIAN_MIRROR",
-                                        "CAPSULE_BUILD_KERNEL", "CAPSULE_BUILD_ISOLATION",
-                                        "CAPSULE_BUILD_PULL",   "CAPSULE_BUILD_REGISTRY_MIRRORS"};
+static const char *const variables[] = {"CAPSULE_BUILD_HOME",
+                                        "CAPSULE_BUILD_DEBIAN_MIRROR",
+                                        "CAPSULE_BUILD_KERNEL",
+                                        "CAPSULE_BUILD_SIGNING_KEY",
+                                        "CAPSULE_BUILD_ISOLATION",
+                                        "CAPSULE_BUILD_PULL",
+                                        "CAPSULE_BUILD_REGISTRY_MIRRORS"};
 
 static void clean_environment(void)
 {
@@ -47,6 +51,7 @@ static void test_defaults(void **state)
     assert_string_equal(s->isolation, "auto");
     assert_string_equal(s->pull, "always");
     assert_null(s->kernel);
+    assert_null(s->signing_key);
     assert_false(s->allow_host_network);
     assert_int_equal(s->n_registries, 0);
     assert_int_equal(s->home[0], '/');
@@ -103,6 +108,7 @@ static void test_the_environment_is_over_files(void **state)
     setenv("CAPSULE_BUILD_PULL", "missing", 1);
     setenv("CAPSULE_BUILD_ISOLATION", "container", 1);
     setenv("CAPSULE_BUILD_KERNEL", "/boot/vmlinuz", 1);
+    setenv("CAPSULE_BUILD_SIGNING_KEY", "/k/key.pem", 1);
     setenv("CAPSULE_BUILD_DEBIAN_MIRROR", "http://127.0.0.1:3142/debian/", 1);
     setenv("CAPSULE_BUILD_REGISTRY_MIRRORS", "docker.io=http://127.0.0.1:5000,,ghcr.io=https://m",
            1);
@@ -114,6 +120,7 @@ static void test_the_environment_is_over_files(void **state)
     assert_string_equal(s->pull, "missing");
     assert_string_equal(s->isolation, "container");
     assert_string_equal(s->kernel, "/boot/vmlinuz");
+    assert_string_equal(s->signing_key, "/k/key.pem");
     assert_string_equal(s->debian_mirror, "http://127.0.0.1:3142/debian");
     assert_string_equal(settings_find_registry(s, "docker.io")->mirror, "http://127.0.0.1:5000");
     assert_string_equal(settings_find_registry(s, "ghcr.io")->mirror, "https://m");
