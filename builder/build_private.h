@@ -47,6 +47,7 @@ struct build {
     uint64_t published; /* the version that has this key already and will do, 0: none */
     uint64_t unbooted;  /* one that has it and will not: it was never booted */
     uint64_t size_bytes_asked;
+    bool have_lower; /* what the first missing layer stands on was made while it arrived */
 
     struct layer_blob agent_layer; /* the image's last layer */
     bool have_agent_layer;
@@ -88,7 +89,9 @@ int build_layers(struct build *b, struct cb_error *err);
 /* The driver to use and why, by the options and what this machine can do; says it in the log. */
 int build_choose_driver(struct build *b, const struct machine_driver **out, struct cb_error *err);
 
-/* builder/finish.c: agent layer, flatten, boot check, publish. */
+/* builder/finish.c: agent layer, flatten, boot check, publish. build_image() makes b->image_tmp;
+ * @f: the base's layers are still arriving (taken), NULL: they are there. */
+int build_image(struct build *b, struct image_fetching *f, struct cb_error *err);
 int build_finish(struct build *b, struct build_result *out, struct cb_error *err);
 /* builder/trim.c: keeps the store within its limits, after a build that succeeded or not. */
 void build_trim(struct build *b);

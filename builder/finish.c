@@ -174,13 +174,16 @@ static size_t gather_layers(const struct build *b, struct layer_blob **out)
     return n;
 }
 
-static int make_image(struct build *b, struct cb_error *err)
+int build_image(struct build *b, struct image_fetching *f, struct cb_error *err)
 {
-    emit_step_start(&b->em, PHASE_FLATTEN, NULL, "flatten all layers into one ext4 image");
-    int rc = make_agent_layer(b, err);
-    if (rc < 0)
-        return rc;
     CB_AUTO_FREE struct layer_blob *layers = NULL;
+    int rc = make_agent_layer(b, err);
+    if (rc < 0) {
+        CB_AUTO_ERROR also = CB_ERROR_INIT;
+        if (f)
+            (void)image_fetch_end(f, &also);
+        return rc;
+    }
     size_t n = gather_layers(b, &layers);
     CB_AUTO_PREFIX below = PREFIX_INIT;
     if (!b->o->clean)
@@ -198,18 +201,27 @@ static int make_image(struct build *b, struct cb_error *err)
                                 .parent = &parent,
                                 .flags = b->o->clean ? FLATTEN_INFLATE : 0,
                                 .places = b->places};
-    rc = flatten(&spec, &b->image, err);
+    rc = f ? flatten_arriving(f, &spec, &b->image, err) : flatten(&spec, &b->image, err);
     if (rc < 0) {
         free(tmp);
-        return cb_wrap(err, "flatten %s", b->name);
+        return f ? rc : cb_wrap(err, "flatten %s", b->name);
     }
     b->image_tmp = tmp;
-    char size[32], used[32];
-    cb_human_bytes(b->image.size, size, sizeof(size));
-    cb_human_bytes(b->image.allocated, used, sizeof(used));
     if (b->image.inherited > 0)
         emit_note(&b->em, "%zu of %zu layers came with an image that the store has",
                   b->image.inherited, n);
+    return 0;
+}
+
+static int make_image(struct build *b, struct cb_error *err)
+{
+    emit_step_start(&b->em, PHASE_FLATTEN, NULL, "flatten all layers into one ext4 image");
+    int rc = b->image_tmp ? 0 : build_image(b, NULL, err); /* it may have been made as it arrived */
+    if (rc < 0)
+        return rc;
+    char size[32], used[32];
+    cb_human_bytes(b->image.size, size, sizeof(size));
+    cb_human_bytes(b->image.allocated, used, sizeof(used));
     emit_note(&b->em, "image: %s (%s on disk), %llu entries", size, used,
               (unsigned long long)b->image.entries);
     emit_step_end(&b->em, 0, NULL);

@@ -79,22 +79,15 @@ static int check_space(const struct build *b, struct cb_error *err)
     return cb_hint(err, "free some space there, or set CAPSULE_BUILD_HOME to a larger disk");
 }
 
-/* The image that the first missing layer stands on: base and the diffs of the layers before it.
- * Returns a descriptor (owned) that keeps the file from being trimmed while it is in use. */
-static int make_lower(struct build *b, size_t first, char **path, struct cb_error *err)
+/* Makes the image of the base and the first @n_diffs layers and publishes it under @key. @f: the
+ * base's layers are still arriving (taken); NULL: they are there. */
+static int flatten_lower(struct build *b, size_t n_diffs, const struct cb_digest *key,
+                         struct image_fetching *f, struct cb_error *err)
 {
-    struct cb_digest key;
-    build_content(b, first, &key);
-    CB_AUTO_ERROR miss = CB_ERROR_INIT;
-    int fd = b->o->clean ? -1 : store_lower_open(b->store, &key, path, &miss);
-    if (fd >= 0)
-        return fd;
-    emit_step_start(&b->em, PHASE_FLATTEN, NULL, "flatten what the layers stand on");
-    size_t n = b->base.n_layers + first;
-    CB_AUTO_FREE struct layer_blob *layers = cb_xcalloc(n, sizeof(*layers));
-    memcpy(layers, b->base.layers, b->base.n_layers * sizeof(*layers));
-    for (size_t i = 0; i < first; i++)
-        layers[b->base.n_layers + i] = b->layers[i].diff;
+    size_t n = b->base.n_layers + n_diffs;
+    CB_AUTO_FREE struct layer_blob *layers = cb_xcalloc(n + 1, sizeof(*layers));
+    for (size_t i = 0; i < n; i++)
+        layers[i] = i < b->base.n_layers ? b->base.layers[i] : b->layers[i - b->base.n_layers].diff;
     CB_AUTO_FREE char *tmp = store_tmp_path(b->store, "lower");
     CB_AUTO_CHUNK_MAP chunks = {0};
     CB_AUTO_PREFIX below = PREFIX_INIT;
@@ -112,19 +105,74 @@ static int make_lower(struct build *b, size_t first, char **path, struct cb_erro
                                 .flags = b->o->clean ? FLATTEN_INFLATE : 0,
                                 .places = places};
     struct flatten_result res;
-    int rc = flatten(&spec, &res, err);
+    int rc = f ? flatten_arriving(f, &spec, &res, err) : flatten(&spec, &res, err);
     if (rc < 0)
-        return cb_wrap(err, "flatten %s", b->c->base_image);
-    rc = store_lower_publish(b->store, tmp, &key, err);
+        return f ? rc : cb_wrap(err, "flatten %s", b->c->base_image);
+    rc = store_lower_publish(b->store, tmp, key, err);
     if (rc < 0) {
         (void)unlink(tmp);
         return rc;
     }
     CB_AUTO_ERROR lost = CB_ERROR_INIT; /* a later build will have more work, that is all */
-    (void)prefix_put(b->store, layers, n, PREFIX_LOWERS, &key, &chunks, &lost);
-    places_put(places, PREFIX_LOWERS, &key);
+    (void)prefix_put(b->store, layers, n, PREFIX_LOWERS, key, &chunks, &lost);
+    places_put(places, PREFIX_LOWERS, key);
+    return 0;
+}
+
+/* A descriptor (owned) of the lower @key that keeps it from being trimmed, or -1 when it has to be
+ * made. */
+static int find_lower(struct build *b, const struct cb_digest *key, char **path)
+{
+    CB_AUTO_ERROR miss = CB_ERROR_INIT;
+    return b->o->clean ? -1 : store_lower_open(b->store, key, path, &miss);
+}
+
+/* The image that the first missing layer stands on: base and the diffs of the layers before it.
+ * Returns a descriptor as find_lower(). */
+static int make_lower(struct build *b, size_t first, char **path, struct cb_error *err)
+{
+    struct cb_digest key;
+    build_content(b, first, &key);
+    int fd =
+        b->have_lower ? store_lower_open(b->store, &key, path, err) : find_lower(b, &key, path);
+    if (fd >= 0 || b->have_lower)
+        return fd;
+    emit_step_start(&b->em, PHASE_FLATTEN, NULL, "flatten what the layers stand on");
+    int rc = flatten_lower(b, first, &key, NULL, err);
+    if (rc < 0)
+        return rc;
     emit_step_end(&b->em, 0, NULL);
     return store_lower_open(b->store, &key, path, err);
+}
+
+/* Brings the base's layers. Those that were missing are inflated as they arrive, into the image
+ * that comes next: what the first missing layer stands on or, when no command has to run, the
+ * finished one. */
+static int pull_base(struct build *b, size_t first, struct cb_error *err)
+{
+    CB_AUTO_FREE char *what = cb_xasprintf("pull %s", b->c->base_image);
+    CB_AUTO_FREE char *path = NULL;
+    struct image_fetching *f = NULL;
+    struct cb_digest key;
+    emit_step_start(&b->em, PHASE_PULL, NULL, what);
+    int rc = check_space(b, err);
+    if (rc == 0)
+        rc = image_fetch_start(b->store, b->settings, &b->base, &b->em.progress, &f, err);
+    if (rc < 0)
+        return rc;
+    build_content(b, first, &key);
+    CB_AUTO_FD there = first < b->n_layers ? find_lower(b, &key, &path) : -1;
+    if (!image_fetch_busy(f) || there >= 0) {
+        rc = image_fetch_end(f, err);
+    } else if (first < b->n_layers) {
+        rc = flatten_lower(b, first, &key, f, err);
+        b->have_lower = rc == 0;
+    } else {
+        rc = build_image(b, f, err);
+    }
+    if (rc == 0)
+        emit_step_end(&b->em, 0, NULL);
+    return rc;
 }
 
 struct talk {
@@ -335,15 +383,12 @@ static int run_layer(struct talk *t, struct build_layer *l, struct cb_error *err
 static int run_missing(struct build *b, size_t first, struct cb_error *err)
 {
     CB_AUTO_FREE char *lower = NULL;
-    int rc = check_space(b, err);
-    if (rc < 0)
-        return rc;
     CB_AUTO_FD lower_fd = make_lower(b, first, &lower, err);
     if (lower_fd < 0)
         return lower_fd;
     struct talk t = {.b = b, .output_fd = -1};
     build_machine_count(1);
-    rc = start_machine(&t, lower, err);
+    int rc = start_machine(&t, lower, err);
     for (size_t i = first; rc >= 0 && i < b->n_layers; i++)
         rc = run_layer(&t, &b->layers[i], err);
     if (rc >= 0) {
@@ -360,16 +405,12 @@ static int run_missing(struct build *b, size_t first, struct cb_error *err)
 
 int build_layers(struct build *b, struct cb_error *err)
 {
-    CB_AUTO_FREE char *what = cb_xasprintf("pull %s", b->c->base_image);
-    emit_step_start(&b->em, PHASE_PULL, NULL, what);
-    int rc = image_fetch(b->store, b->settings, &b->base, &b->em.progress, err);
-    if (rc < 0)
-        return rc;
-    emit_step_end(&b->em, 0, NULL);
-
     size_t first = 0;
     while (first < b->n_layers && b->layers[first].have_diff)
         first++;
+    int rc = pull_base(b, first, err);
+    if (rc < 0)
+        return rc;
     for (size_t i = 0; i < first; i++) {
         const struct layer *l = b->layers[i].declared;
         for (size_t j = 0; j < l->init_commands.n; j++) {

@@ -3,6 +3,7 @@
 #include "layers/registry.h"
 #include "layers/source.h"
 #include "layers/store_coming.h"
+#include "support/cleanup.h"
 #include "support/clock.h"
 #include "support/mem.h"
 
@@ -203,6 +204,7 @@ int flatten_arriving(struct image_fetching *f, const struct flatten_spec *spec,
                      struct flatten_result *out, struct cb_error *err)
 {
     bool ahead = image_fetch_busy(f);
+    CB_AUTO_FREE char *name = cb_xstrdup(f->base->ref.text);
     struct flatten_spec quiet = *spec;
     CB_AUTO_ERROR early = CB_ERROR_INIT;
     if (ahead)
@@ -217,7 +219,6 @@ int flatten_arriving(struct image_fetching *f, const struct flatten_spec *spec,
     if (made == 0)
         return 0;
     /* A download that began anew, or bytes that were not the blob's: now they are. */
-    if (ahead)
-        return flatten(spec, out, err);
-    return cb_error_move(err, &early);
+    rc = ahead ? flatten(spec, out, err) : cb_error_move(err, &early);
+    return rc < 0 ? cb_wrap(err, "flatten %s", name) : 0;
 }
