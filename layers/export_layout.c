@@ -27,6 +27,7 @@ struct layout {
     char **converted;  /* a layer's file in our folder, or NULL: it is the store's blob */
     struct archive *a; /* a tar; NULL: a folder */
     int fd;            /* of the tar */
+    bool failed;       /* nothing more is written */
 };
 
 CB_DEFINE_CLEANUP(inflate, struct inflate *, inflate_free);
@@ -124,6 +125,8 @@ static la_ssize_t on_write(struct archive *a, void *arg, const void *p, size_t n
 {
     const struct layout *l = arg;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
+    if (l->failed) /* archive_write_free() ends the archive; archive_write_fail() leaks */
+        return (la_ssize_t)n;
     if (cb_write_all(l->fd, p, n, &err) == 0)
         return (la_ssize_t)n;
     archive_set_error(a, err.sys, "%s", err.msg);
@@ -319,8 +322,7 @@ int export_make_oci(struct export *x, struct cb_error *err)
         rc = put_all(&l, err);
     if (rc == 0 && l.a && archive_write_close(l.a) != ARCHIVE_OK)
         rc = layout_failed(&l, "the end", err);
-    if (rc < 0 && l.a)
-        (void)archive_write_fail(l.a);
+    l.failed = rc < 0;
     layout_release(&l);
     return rc;
 }

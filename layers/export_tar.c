@@ -20,7 +20,8 @@ struct tar {
     struct ext4_image *image;
     struct archive *a;
     int fd;
-    char *buf; /* PIECE bytes */
+    bool failed; /* nothing more is written */
+    char *buf;   /* PIECE bytes */
 };
 
 CB_DEFINE_CLEANUP(image, struct ext4_image *, ext4_image_close);
@@ -33,6 +34,8 @@ static la_ssize_t on_write(struct archive *a, void *arg, const void *p, size_t n
 {
     const struct tar *t = arg;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
+    if (t->failed) /* archive_write_free() ends the archive; archive_write_fail() leaks */
+        return (la_ssize_t)n;
     if (cb_write_all(t->fd, p, n, &err) == 0)
         return (la_ssize_t)n;
     archive_set_error(a, err.sys, "%s", err.msg);
@@ -157,8 +160,7 @@ static int write_tar(struct tar *t, struct cb_error *err)
     int rc = put_all(t, err);
     if (rc == 0 && archive_write_close(t->a) != ARCHIVE_OK)
         rc = tar_failed(t, "its end", err);
-    if (rc < 0)
-        (void)archive_write_fail(t->a); /* nothing more is written */
+    t->failed = rc < 0;
     return rc;
 }
 
