@@ -153,6 +153,23 @@ int export_advance(struct export *x, uint64_t n, struct cb_error *err)
     return 0;
 }
 
+int export_write(const struct export *x, int fd, const void *p, size_t n, struct cb_error *err)
+{
+    for (size_t done = 0; done < n;) {
+        ssize_t k = write(fd, (const char *)p + done, n - done);
+        if (k < 0 && errno == EINTR && !canceled(x))
+            continue;
+        if (k < 0 && errno == EINTR)
+            return cb_fail(err, CB_E_CANCELED, "interrupted; nothing was left");
+        if (k < 0 && errno == EPIPE)
+            return cb_fail_sys(err, errno, "who reads the export is gone");
+        if (k < 0)
+            return cb_fail_sys(err, errno, "write the export");
+        done += (size_t)k;
+    }
+    return 0;
+}
+
 void export_note(const struct export *x, const char *fmt, ...)
 {
     const struct layers_progress *p = x->s->progress;
@@ -228,7 +245,7 @@ int export_stream(struct export *x, int from, int to, struct cb_error *err)
         size_t n = (size_t)(st.st_size - at < PIECE ? st.st_size - at : PIECE);
         int rc = cb_pread_all(from, buf, n, at, err);
         if (rc == 0)
-            rc = cb_write_all(to, buf, n, err);
+            rc = export_write(x, to, buf, n, err);
         if (rc == 0)
             rc = export_advance(x, n, err);
         if (rc < 0)
@@ -258,7 +275,7 @@ static int tool_failed(struct export *x, const char *program, int status, struct
     return rc;
 }
 
-int export_tool(struct export *x, const char *const *argv, const char *package,
+int export_tool(struct export *x, const char *const *argv, int input, const char *package,
                 struct cb_error *err)
 {
     /* The same bytes whoever runs it, wherever and whenever: FAT's times begin in 1980. */
@@ -277,9 +294,11 @@ int export_tool(struct export *x, const char *const *argv, const char *package,
     CB_AUTO_FD log = open(said, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (log < 0)
         return cb_fail_sys(err, errno, "make %s", said);
-    const struct cb_proc_fd fds[] = {{log, 2}};
+    if (input >= 0 && lseek(input, 0, SEEK_SET) < 0)
+        return cb_fail_sys(err, errno, "rewind");
+    const struct cb_proc_fd fds[] = {{log, 2}, {input, 0}};
     const struct cb_proc_spec spec = {
-        .argv = argv, .env = env, .fds = fds, .n_fds = 1, .cwd = x->tmp};
+        .argv = argv, .env = env, .fds = fds, .n_fds = input >= 0 ? 2 : 1, .cwd = x->tmp};
     pid_t pid = cb_proc_start(&spec, err);
     if (pid < 0)
         return (int)pid;

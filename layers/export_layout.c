@@ -11,6 +11,7 @@
 
 #include <archive.h>
 #include <archive_entry.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
 #include <stdlib.h>
@@ -116,6 +117,8 @@ static int layout_failed(const struct layout *l, const char *name, struct cb_err
 {
     const char *why = archive_error_string(l->a);
     int sys = archive_errno(l->a);
+    if (sys == ECANCELED)
+        return cb_fail(err, CB_E_CANCELED, "interrupted; nothing was left");
     if (sys == ENOSPC || sys == EDQUOT || sys == EROFS)
         return cb_fail_sys(err, sys, "write the image");
     return cb_fail(err, CB_E_SYS, "write %s of the image: %s", name, why ? why : "failed");
@@ -127,9 +130,9 @@ static la_ssize_t on_write(struct archive *a, void *arg, const void *p, size_t n
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     if (l->failed) /* archive_write_free() ends the archive; archive_write_fail() leaks */
         return (la_ssize_t)n;
-    if (cb_write_all(l->fd, p, n, &err) == 0)
+    if (export_write(l->x, l->fd, p, n, &err) == 0)
         return (la_ssize_t)n;
-    archive_set_error(a, err.sys, "%s", err.msg);
+    archive_set_error(a, err.code == CB_E_CANCELED ? ECANCELED : err.sys, "%s", err.msg);
     return -1;
 }
 

@@ -31,6 +31,9 @@ int export_advance(struct export *x, uint64_t n, struct cb_error *err);
 __attribute__((format(printf, 2, 3))) void export_note(const struct export *x, const char *fmt,
                                                        ...);
 
+/* Writes all of it. A pipe whose reader waits is no reason not to stop. */
+int export_write(const struct export *x, int fd, const void *p, size_t n, struct cb_error *err);
+
 /* The template's file system, opened. Owned fd; its path (owned) in *@path, may be NULL. */
 int export_open_image(const struct export *x, char **path, struct cb_error *err);
 /* All of @from to @at of @to, holes left out, shared where the file systems can. */
@@ -38,8 +41,9 @@ int export_copy(struct export *x, int from, int to, uint64_t at, struct cb_error
 /* All of @from to a pipe, holes as zeros. */
 int export_stream(struct export *x, int from, int to, struct cb_error *err);
 
-/* Runs a program, whose @package is named when it is missing, to its end. */
-int export_tool(struct export *x, const char *const *argv, const char *package,
+/* Runs a program, whose @package is named when it is missing, to its end, in our folder. It reads
+ * @input from its beginning (-1: nothing). */
+int export_tool(struct export *x, const char *const *argv, int input, const char *package,
                 struct cb_error *err);
 /* Raises the error for a file of @package that is missing. */
 int export_missing(const struct export *x, const char *what, const char *package,

@@ -36,15 +36,17 @@ static la_ssize_t on_write(struct archive *a, void *arg, const void *p, size_t n
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     if (t->failed) /* archive_write_free() ends the archive; archive_write_fail() leaks */
         return (la_ssize_t)n;
-    if (cb_write_all(t->fd, p, n, &err) == 0)
+    if (export_write(t->x, t->fd, p, n, &err) == 0)
         return (la_ssize_t)n;
-    archive_set_error(a, err.sys, "%s", err.msg);
+    archive_set_error(a, err.code == CB_E_CANCELED ? ECANCELED : err.sys, "%s", err.msg);
     return -1;
 }
 
 static int tar_failed(const struct tar *t, const char *path, struct cb_error *err)
 {
     int sys = archive_errno(t->a);
+    if (sys == ECANCELED)
+        return cb_fail(err, CB_E_CANCELED, "interrupted; nothing was left");
     const char *why = archive_error_string(t->a);
     if (sys == ENOSPC || sys == EDQUOT || sys == EROFS)
         return cb_fail_sys(err, sys, "write the tar");

@@ -106,14 +106,29 @@ void cmdline_read(struct cmdline *c)
 
 /* --- modules --- */
 
-static void load_module(const char *path)
+/* 0, or -1 with errno. */
+static int insert_module(const char *path)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) < 0 && errno != EEXIST))
-        console_say("module %s: %s", path, strerror(errno));
+    int rc = fd < 0 || (syscall(SYS_finit_module, fd, "", 0) < 0 && errno != EEXIST) ? -1 : 0;
+    int saved = errno;
     if (fd >= 0)
         (void)close(fd);
     (void)unlink(path); /* the initramfs is memory */
+    errno = saved;
+    return rc;
+}
+
+static void load_module(const char *path)
+{
+    if (insert_module(path) < 0)
+        console_say("module %s: %s", path, strerror(errno));
+}
+
+/* A driver of another hypervisor refuses to be loaded, and what depends on it as well. */
+static void try_module(const char *path)
+{
+    (void)insert_module(path);
 }
 
 static void for_each_line(const char *path, void (*fn)(const char *line))
@@ -136,7 +151,7 @@ static void drop_module(const char *path)
 static void load_modules(bool hardware)
 {
     for_each_line("/modules.list", load_module);
-    for_each_line("/modules.hardware", hardware ? load_module : drop_module);
+    for_each_line("/modules.hardware", hardware ? try_module : drop_module);
 }
 
 /* --- network --- */
