@@ -96,6 +96,9 @@ static CURLcode set_options(struct transfer *t, char *why)
     SET(CURLOPT_XFERINFOFUNCTION, on_progress);
     SET(CURLOPT_XFERINFODATA, (void *)t);
     SET(CURLOPT_NOPROGRESS, 0L);
+    const char *ca = getenv("CURL_CA_BUNDLE"); /* `ca_bundle` of the settings */
+    if (ca && *ca)
+        SET(CURLOPT_CAINFO, ca);
 #undef SET
     return CURLE_OK;
 }

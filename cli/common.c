@@ -100,6 +100,7 @@ int cli_settings(const struct cli_args *a, struct settings **out)
     }
     if (a->allow_host_network)
         s->allow_host_network = true;
+    settings_export(s);
     return 0;
 }
 

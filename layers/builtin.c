@@ -318,6 +318,10 @@ static void make_argv(const struct recipe *r, const char *arch, const char *mirr
     cb_strv_add(argv, "--dpkgopt=force-unsafe-io");
     cb_strv_add(argv, "--skip=cleanup/apt"); /* the hook does it: apt's own way leaves folders whose
                                                 owner depends on how private the store is */
+    const char *ca =
+        getenv("CURL_CA_BUNDLE"); /* `ca_bundle` of the settings; the proxy apt finds */
+    if (ca && *ca)
+        cb_strv_addf(argv, "--aptopt=Acquire::https::CAInfo \"%s\"", ca);
     cb_strv_addf(argv, "--customize-hook=%s", hook);
     cb_strv_add(argv, r->suite);
     cb_strv_add(argv, "-");

@@ -419,6 +419,13 @@ static curl_socket_t on_socket(void *arg, curlsocktype purpose, struct curl_sock
     return socket(a->family, a->socktype | SOCK_CLOEXEC, a->protocol);
 }
 
+/* The host's own, else that of all hosts (`ca_bundle` of the settings). */
+static const char *ca_file(const struct http_request *req)
+{
+    const char *of_all = getenv("CURL_CA_BUNDLE");
+    return req->tls.ca_file ? req->tls.ca_file : of_all && *of_all ? of_all : NULL;
+}
+
 static int raise_curl(const struct transfer *t, const char *url, CURLcode code, const char *detail)
 {
     CB_AUTO_FREE char *host = http_host(url);
@@ -451,8 +458,9 @@ static int raise_curl(const struct transfer *t, const char *url, CURLcode code, 
                        "in the settings.",
                        host);
     case CURLE_SSL_CACERT_BADFILE:
-        return cb_fail(err, CB_E_CONFIG, "ca_file %s cannot be used: %s",
-                       t->req->tls.ca_file ? t->req->tls.ca_file : "", why);
+        return cb_fail(err, CB_E_CONFIG, "%s %s cannot be used: %s",
+                       t->req->tls.ca_file ? "ca_file" : "ca_bundle",
+                       ca_file(t->req) ? ca_file(t->req) : "", why);
     case CURLE_SSL_CERTPROBLEM:
         cb_fail(err, CB_E_CONFIG, "the client certificate %s cannot be used: %s",
                 t->req->tls.cert_file ? t->req->tls.cert_file : "", why);
@@ -490,7 +498,7 @@ static int set_method(struct transfer *t, struct cb_error *err)
         SET(CURLOPT_READDATA, t);
         SET(CURLOPT_SEEKFUNCTION, on_seek);
         SET(CURLOPT_SEEKDATA, t);
-        SET(CURLOPT_UPLOAD_BUFFERSIZE, 512L << 10);
+        (void)curl_easy_setopt(curl, CURLOPT_UPLOAD_BUFFERSIZE, 512L << 10);
         SET(CURLOPT_CUSTOMREQUEST, req->method);
     } else if (req->method && strcmp(req->method, "DELETE") == 0) {
         SET(CURLOPT_CUSTOMREQUEST, req->method);
@@ -524,7 +532,8 @@ static int set_up(struct transfer *t, const char *url, const char *protocols, ch
     SET(CURLOPT_USERAGENT, "capsule-build");
     SET(CURLOPT_ERRORBUFFER, detail);
     SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
-    SET(CURLOPT_BUFFERSIZE, 256L << 10);
+    /* curl refuses it where the handle still has the buffer of a transfer that failed early */
+    (void)curl_easy_setopt(curl, CURLOPT_BUFFERSIZE, 256L << 10);
     SET(CURLOPT_HTTPHEADER, headers);
     SET(CURLOPT_HEADERFUNCTION, on_header);
     SET(CURLOPT_HEADERDATA, t);
@@ -540,8 +549,8 @@ static int set_up(struct transfer *t, const char *url, const char *protocols, ch
         struct curl_blob pem = {(void *)(uintptr_t)req->tls.ca_pem, strlen(req->tls.ca_pem),
                                 CURL_BLOB_NOCOPY};
         SET(CURLOPT_CAINFO_BLOB, &pem);
-    } else if (req->tls.ca_file) {
-        SET(CURLOPT_CAINFO, req->tls.ca_file);
+    } else if (ca_file(req)) {
+        SET(CURLOPT_CAINFO, ca_file(req));
     }
     if (req->tls.cert_file && t->first) {
         SET(CURLOPT_SSLCERT, req->tls.cert_file);

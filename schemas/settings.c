@@ -22,6 +22,7 @@
 #define DEBIAN_MIRROR "http://deb.debian.org/debian"
 
 static const char url_accepts[] = "a URL such as https://mirror.example.com, without user or query";
+static const char proxy_accepts[] = "the URL of a proxy such as http://proxy.example.com:3128";
 static const char host_accepts[] = "a registry's host such as docker.io or 127.0.0.1:5000";
 static const char helper_accepts[] =
     "the name of a credential helper: `gcloud` means the program docker-credential-gcloud";
@@ -115,6 +116,24 @@ static bool read_url(struct reader *r, const struct at *at, const struct doc_nod
     }
     if (!valid_url(text))
         return read_expected(r, at, n, url_accepts);
+    set_url(to, text);
+    return true;
+}
+
+/* Without user and password: it is shown, and stands in the environment of what we start. */
+static bool read_proxy(struct reader *r, const struct at *at, const struct doc_node *n,
+                       const struct field *f, void *to)
+{
+    (void)f;
+    const char *text = read_text(r, at, n, proxy_accepts);
+    if (!text)
+        return false;
+    if (strchr(text, '@')) {
+        read_problem(r, at, n, "expected %s, without user and password", proxy_accepts);
+        return false;
+    }
+    if (!valid_url(text))
+        return read_expected(r, at, n, proxy_accepts);
     set_url(to, text);
     return true;
 }
@@ -227,6 +246,8 @@ static const struct field settings_fields[] = {
     {.name = "kernel", .read = read_path, .offset = AT(kernel)},
     {.name = "isolation", .read = read_choice, .offset = AT(isolation), .more = isolations},
     {.name = "pull", .read = read_choice, .offset = AT(pull), .more = pulls},
+    {.name = "proxy", .read = read_proxy, .offset = AT(proxy)},
+    {.name = "ca_bundle", .read = read_path, .offset = AT(ca_bundle)},
     {.name = "allow_host_network", .read = read_bool, .offset = AT(allow_host_network)},
     {.name = "store_max_gb",
      .read = read_u32,
@@ -345,6 +366,16 @@ static void choice_variable(const char *name, const char *const *words, const ch
         refuse_variable(p, name, accepts, v);
 }
 
+static void url_variable(const char *name, const char *accepts, char **to,
+                         struct config_problems *p)
+{
+    const char *v = variable(name);
+    if (v && valid_url(v))
+        set_url(to, v);
+    else if (v)
+        refuse_variable(p, name, accepts, v);
+}
+
 static void read_environment(struct settings *s, struct config_problems *p)
 {
     path_variable("CAPSULE_BUILD_HOME", &s->home, p);
@@ -353,11 +384,9 @@ static void read_environment(struct settings *s, struct config_problems *p)
     choice_variable("CAPSULE_BUILD_ISOLATION", isolations, "one of auto, vm, container",
                     &s->isolation, p);
     choice_variable("CAPSULE_BUILD_PULL", pulls, "one of always, missing, never", &s->pull, p);
-    const char *mirror = variable("CAPSULE_BUILD_DEBIAN_MIRROR");
-    if (mirror && valid_url(mirror))
-        set_url(&s->debian_mirror, mirror);
-    else if (mirror)
-        refuse_variable(p, "CAPSULE_BUILD_DEBIAN_MIRROR", url_accepts, mirror);
+    path_variable("CAPSULE_BUILD_CA_BUNDLE", &s->ca_bundle, p);
+    url_variable("CAPSULE_BUILD_DEBIAN_MIRROR", url_accepts, &s->debian_mirror, p);
+    url_variable("CAPSULE_BUILD_PROXY", proxy_accepts, &s->proxy, p);
     const char *list = variable("CAPSULE_BUILD_REGISTRY_MIRRORS");
     for (const char *at = list; at && *at;) {
         size_t n = strcspn(at, ",");
@@ -474,6 +503,17 @@ int settings_add_mirror(struct settings *s, const char *text, struct cb_error *e
     return 0;
 }
 
+void settings_export(const struct settings *s)
+{
+    if (s->proxy) {
+        (void)setenv("http_proxy", s->proxy, 1);
+        (void)setenv("https_proxy", s->proxy, 1);
+        (void)setenv("no_proxy", "localhost,127.0.0.1,::1", 0); /* what is said there is kept */
+    }
+    if (s->ca_bundle)
+        (void)setenv("CURL_CA_BUNDLE", s->ca_bundle, 1);
+}
+
 void settings_free(struct settings *s)
 {
     if (!s)
@@ -499,5 +539,7 @@ void settings_free(struct settings *s)
     free(s->signing_key);
     free(s->isolation);
     free(s->pull);
+    free(s->proxy);
+    free(s->ca_bundle);
     free(s);
 }

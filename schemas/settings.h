@@ -1,8 +1,9 @@
 /* settings: how this installation works, as opposed to what a build is.
  * Read from /etc/capsule-build/config.yaml, then $XDG_CONFIG_HOME (or ~/.config)
  * /capsule-build/config.yaml, then --config FILE; then come the variables CAPSULE_BUILD_HOME,
- * _DEBIAN_MIRROR, _KERNEL, _SIGNING_KEY, _ISOLATION, _PULL and _REGISTRY_MIRRORS
- * ("HOST=URL,HOST=URL"), then flags (which the CLI applies). Later wins, field by field. */
+ * _DEBIAN_MIRROR, _KERNEL, _SIGNING_KEY, _ISOLATION, _PULL, _PROXY, _CA_BUNDLE and
+ * _REGISTRY_MIRRORS ("HOST=URL,HOST=URL"), then flags (which the CLI applies). Later wins, field by
+ * field. */
 #pragma once
 
 #include "schemas/config.h"
@@ -31,6 +32,8 @@ struct settings {
     char *kernel;        /* a bzImage to use instead of the distribution's, or NULL */
     char *isolation;     /* "auto", "vm", "container" */
     char *pull;          /* "always", "missing", "never" */
+    char *proxy;         /* "http://proxy:3128", for what this machine downloads; or NULL */
+    char *ca_bundle;     /* PEM bundle beside the system's, for the same; or NULL */
     bool allow_host_network;
     uint32_t store_max_gb;  /* a publish makes room down to it; 0: no ceiling */
     uint32_t keep_versions; /* old ones of a template; 0: all */
@@ -55,4 +58,8 @@ const struct registry_settings *settings_find_registry(const struct settings *s,
 /* "docker.io=http://127.0.0.1:5000" (--registry-mirror). -CB_E_CONFIG when it is not of that form.
  */
 int settings_add_mirror(struct settings *s, const char *text, struct cb_error *err);
+/* Puts proxy and ca_bundle where curl, apt and their kin look for them: into this process's
+ * environment (http_proxy, https_proxy, no_proxy, CURL_CA_BUNDLE), in the place of what is there.
+ * Before there are threads. */
+void settings_export(const struct settings *s);
 void settings_free(struct settings *s);

@@ -1,8 +1,12 @@
 """plan: what a build would do, before and after one, in words and as JSON; --locked; where settings come from."""
 
+import http.client
+import http.server
 import json
 import re
+import threading
 import unittest
+import urllib.parse
 
 import yaml
 
@@ -295,6 +299,34 @@ class Examples(Plans):
         self.assertEqual((p["unsupported"], p["warnings"]), ([], []))
 
 
+class Proxy(http.server.BaseHTTPRequestHandler):
+    """An HTTP proxy that leads every request to one address, and writes down what was asked for."""
+
+    protocol_version = "HTTP/1.0"
+
+    def do_GET(self):
+        url = urllib.parse.urlsplit(self.path)
+        self.server.asked.append(url.netloc)
+        to = http.client.HTTPConnection(self.server.to, timeout=60)
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "proxy-connection", "connection")}
+        to.request(self.command, url.path, headers={"Host": url.netloc, **headers})
+        got = to.getresponse()
+        body = got.read()
+        self.send_response(got.status)
+        for k, v in got.getheaders():
+            if k.lower() not in ("connection", "transfer-encoding"):
+                self.send_header(k, v)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+        to.close()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args):
+        pass
+
+
 class Settings(Plans):
     """/etc < ~/.config < --config < CAPSULE_BUILD_* < flags, field by field; `plan` shows what it came to."""
 
@@ -314,8 +346,32 @@ class Settings(Plans):
     def test_defaults(self):
         s = self.settings()
         self.assertEqual(s, {"home": str(self.home.path), "isolation": "auto", "pull": "always", "kernel": None,
-                             "debian_mirror": s["debian_mirror"], "allow_host_network": False,
+                             "debian_mirror": s["debian_mirror"], "proxy": None, "ca_bundle": None, "allow_host_network": False,
                              "registry_mirrors": {}})
+
+    def test_a_proxy_leads_to_a_registry(self):
+        registry = Registry(self.folder / "registry")
+        self.addCleanup(registry.stop)
+        registry.push(debian_layout(self.folder / "layout"), "debian")
+        proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+        proxy.to, proxy.asked = registry.addr, []
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        self.addCleanup(proxy.server_close)
+        self.addCleanup(proxy.shutdown)
+        # a host that no resolver knows: only the proxy can lead there
+        name = "registry.invalid:5000"
+        settings = self.file("proxied.yaml", proxy=f"http://127.0.0.1:{proxy.server_port}",
+                             registries={name: {"insecure": True}})
+        config = self.home.config("proxied", [("a", ["id"])], base=f"{name}/debian:latest")
+        env = {k: "" for k in ("no_proxy", "NO_PROXY")}  # as if the caller had none
+        p = self.plan(config, "--config", settings, env=env)
+        self.assertEqual(p["settings"]["proxy"], f"http://127.0.0.1:{proxy.server_port}")
+        self.assertRegex(p["lock"]["manifest"], DIGEST)
+        self.assertEqual(set(proxy.asked), {name})
+        asked = len(proxy.asked)
+        direct = self.home.config("direct", [("a", ["id"])], base=f"{registry.addr}/debian:latest")
+        q = self.plan(direct, "--config", settings, env=env)  # this machine itself is asked without it
+        self.assertEqual((q["lock"]["manifest"], len(proxy.asked)), (p["lock"]["manifest"], asked))
 
     def test_files_environment_flags(self):
         user = self.home.folder / ".config" / "capsule-build" / "config.yaml"  # HOME is the folder of the home

@@ -174,6 +174,19 @@ class Tls(E2E):
         config = self.home.config("tls", [("a", ["true"])], base=self.ref)
         self.ok(self.home.build(config, "--no-boot-check", "--config", settings))
 
+    def test_an_authority_for_all_hosts(self):
+        # what there is of the host itself cannot be reached: a mirror is asked, by HTTPS
+        config = self.home.config("tls-all", [("a", ["true"])], base="registry.invalid/debian:latest")
+        args = ("--registry-mirror", f"registry.invalid=https://{self.registry.addr}")
+        env = {k: "" for k in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+        env["CAPSULE_BUILD_CA_BUNDLE"] = str(self.registry.ca)
+        self.ok(self.home.run("plan", config, *args, env=env))
+        got = self.home.run("plan", config, *args, env=env | {"CAPSULE_BUILD_CA_BUNDLE": str(self.folder / "none.pem")})
+        self.ends(got, 2, r"ca_bundle .*none\.pem cannot be used")
+        missing = self.home.config("tls-missing", [("a", ["true"])], base="registry.invalid/other:latest")
+        got = self.home.run("plan", missing, *args, env=env)
+        self.ends(got, 1, r"registry\.invalid cannot be reached", r"before that, the mirror .* answered 404")
+
     def refused(self, name, base, *args):
         config = self.home.config(name, [("a", ["true"])], base=base)
         got = self.home.build(config, "--no-boot-check", *args)

@@ -8,13 +8,10 @@
 #include <stdio.h>
 #include <unistd.h>
 
-static const char *const variables[] = {"CAPSULE_BUILD_HOME",
-                                        "CAPSULE_BUILD_DEBIAN_MIRROR",
-                                        "CAPSULE_BUILD_KERNEL",
-                                        "CAPSULE_BUILD_SIGNING_KEY",
-                                        "CAPSULE_BUILD_ISOLATION",
-                                        "CAPSULE_BUILD_PULL",
-                                        "CAPSULE_BUILD_REGISTRY_MIRRORS"};
+static const char *const variables[] = {
+    "CAPSULE_BUILD_HOME",        "CAPSULE_BUILD_DEBIAN_MIRROR", "CAPSULE_BUILD_KERNEL",
+    "CAPSULE_BUILD_SIGNING_KEY", "CAPSULE_BUILD_ISOLATION",     "CAPSULE_BUILD_PULL",
+    "CAPSULE_BUILD_PROXY",       "CAPSULE_BUILD_CA_BUNDLE",     "CAPSULE_BUILD_REGISTRY_MIRRORS"};
 
 static void clean_environment(void)
 {
@@ -58,6 +55,40 @@ static void test_defaults(void **state)
     if (geteuid() == 0)
         assert_string_equal(s->home, "/var/lib/capsule-build");
     settings_free(s);
+}
+
+static void test_proxy_and_authorities(void **state)
+{
+    (void)state;
+    clean_environment();
+    setenv("CAPSULE_BUILD_PROXY", "http://proxy:3128/", 1);
+    setenv("CAPSULE_BUILD_CA_BUNDLE", "/etc/ssl/company.pem", 1);
+    setenv("http_proxy", "http://other:1", 1);
+    unsetenv("no_proxy");
+    struct settings *s = NULL;
+    struct config_problems p = {0};
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    assert_ok(settings_load_files(NULL, 0, false, &s, &p, &err), &err);
+    assert_string_equal(s->proxy, "http://proxy:3128");
+    assert_string_equal(s->ca_bundle, "/etc/ssl/company.pem");
+    settings_export(s);
+    assert_string_equal(getenv("http_proxy"), "http://proxy:3128");
+    assert_string_equal(getenv("https_proxy"), "http://proxy:3128");
+    assert_string_equal(getenv("no_proxy"), "localhost,127.0.0.1,::1");
+    assert_string_equal(getenv("CURL_CA_BUNDLE"), "/etc/ssl/company.pem");
+    settings_free(s);
+    unsetenv("http_proxy");
+    unsetenv("https_proxy");
+    unsetenv("no_proxy");
+    unsetenv("CURL_CA_BUNDLE");
+    setenv("CAPSULE_BUILD_PROXY", "http://me:secret@proxy", 1);
+    assert_fails(settings_load_files(NULL, 0, false, &s, &p, &err), &err, CB_E_CONFIG,
+                 "the settings");
+    CB_AUTO_FREE char *said = print(&p);
+    assert_non_null(strstr(said, "CAPSULE_BUILD_PROXY: expected the URL of a proxy"));
+    assert_null(strstr(said, "secret"));
+    config_problems_release(&p);
+    clean_environment();
 }
 
 static void test_later_files_win_field_by_field(void **state)
@@ -319,6 +350,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_proxy_and_authorities),
         test_in_dir(test_later_files_win_field_by_field),
         test_in_dir(test_the_environment_is_over_files),
         test_in_dir(test_the_user_file_follows_xdg),
