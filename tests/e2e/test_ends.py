@@ -1,5 +1,6 @@
 """Ends that nobody planned: Ctrl-C, kill -9 of every process of ours, two calls at once."""
 
+import json
 import os
 import re
 import signal
@@ -251,6 +252,48 @@ class Attach(E2E):
             one.kill()
             if follower:
                 follower.kill()
+
+
+class Interrupted(E2E):
+    """Ctrl-C while something else than a command is going on. None of these builds could end by itself: the start
+    command never becomes ready and a command never ends, so a slow look at the log changes nothing."""
+
+    def interrupted(self, name, line, *args):
+        config = self.home.config(name, [("wait", ["echo now-waiting; sleep 3600"])] if "machine" in name else [],
+                                  start_command={"command": ["sleep", "3600"], "port": 8080})
+        p = self.home.start("--progress", "plain", "--boot-timeout", "3600", *args, config)
+        try:
+            p.wait_for(line)
+            p.interrupt()
+            got = p.end(120)
+        finally:
+            p.kill()
+        self.assertEqual(got.rc, 130, str(got))
+        ids = [b["id"] for b in self.home.builds()]
+        self.assertEqual(self.home.left(ids), [], str(got))  # at once: 130 means that all is gone
+        self.assertEqual(self.home.builds()[0]["status"], "cancelled", str(got))
+        self.assertEqual(self.home.versions(name), {})
+        return got
+
+    def test_while_a_base_is_made(self):
+        before = self.home.run("plan", "--json", self.home.config("before", [("a", ["id"])])).out
+        self.interrupted("base-made", r"making minimal-debian from", "--clean")
+        # the base that was there still is
+        after = self.home.run("plan", "--json", self.home.config("before", [("a", ["id"])])).out
+        self.assertEqual(json.loads(after)["lock"], json.loads(before)["lock"])
+
+    def test_while_the_image_is_written(self):
+        self.interrupted("image-written", r"flatten all layers into one ext4 image")
+
+    def test_while_a_machine_starts(self):
+        self.interrupted("machine-vm", r"start the vm", "--isolation", "vm")
+
+    def test_while_a_container_starts(self):
+        self.needs_root()
+        self.interrupted("machine-container", r"start the container", "--isolation", "container")
+
+    def test_while_the_boot_check_runs(self):
+        self.interrupted("boot-checked", r"boot the image and wait until it is ready")
 
 
 class Store(E2E):
