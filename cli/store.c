@@ -35,6 +35,7 @@ static const char *const people_say[STORE_KIND_N] = {
     [STORE_IMAGES] = "files of images",
     [STORE_MAPS] = "chunk maps",
     [STORE_LOWERS] = "file systems that builds start from",
+    [STORE_INDEXES] = "indexes of layers",
     [STORE_VERSIONS] = "versions of templates",
     [STORE_RECORDS] = "cached results of commands",
     [STORE_NOTES] = "notes",

@@ -222,9 +222,13 @@ int store_chunks_put(struct store *s, int fd, const struct chunk_map *map,
         rc = store_sync_dir(s, "chunks", err);
     CB_AUTO_FD map_fd = rc == 0 ? openat(s->root, pinned, O_RDONLY | O_NOFOLLOW | O_CLOEXEC) : -1;
     store_step(rel);
-    if (rc == 0 &&
-        (map_fd < 0 || fdatasync(map_fd) < 0 || renameat(s->root, pinned, s->root, rel) < 0))
+    if (rc == 0 && (map_fd < 0 || fdatasync(map_fd) < 0))
         rc = cb_fail_sys(err, errno, "publish %s/%s", s->dir, rel);
+    /* not while somebody collects: it could be missed both here and there */
+    store_share(s);
+    if (rc == 0 && renameat(s->root, pinned, s->root, rel) < 0)
+        rc = cb_fail_sys(err, errno, "publish %s/%s", s->dir, rel);
+    store_unshare(s);
     if (rc == 0)
         rc = store_sync_dir(s, "images", err);
     struct store_chunks r = {.added = n, .added_bytes = p->bytes};

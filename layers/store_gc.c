@@ -29,7 +29,7 @@ void df_report_release(struct df_report *r)
 static bool stands_alone(const struct item *it)
 {
     return it->kind == STORE_VERSIONS || it->kind == STORE_RECORDS || it->kind == STORE_NOTES ||
-           it->kind == STORE_LOWERS;
+           it->kind == STORE_LOWERS || it->kind == STORE_INDEXES;
 }
 
 /* A shared lock on a file of an image or a download says that somebody is at it. */
@@ -101,6 +101,7 @@ static bool is_leaf(struct inventory *inv, const struct item *it, bool versions)
     case STORE_VERSIONS: return versions && !it->current && !it->newest;
     case STORE_IMAGES: return !versions && inventory_has_chunks(inv, it) && !is_open(inv, it);
     case STORE_LOWERS: return !versions && !is_open(inv, it);
+    case STORE_INDEXES: return !versions;
     case STORE_RECORDS:
     case STORE_NOTES: return !versions && it->n_refs > 0;
     default: return false;

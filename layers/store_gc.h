@@ -19,6 +19,7 @@ enum store_kind {
     STORE_IMAGES,
     STORE_MAPS,
     STORE_LOWERS,
+    STORE_INDEXES, /* of layers: what is where in an image */
     STORE_VERSIONS,
     STORE_RECORDS, /* of the cache */
     STORE_NOTES,

@@ -108,7 +108,7 @@ static int list_folder(struct inventory *inv, const char *folder, struct cb_erro
         }
         struct item *it = add_item(inv, kind, &st);
         it->id = id;
-        if (kind == STORE_DAMAGED)
+        if (!kinds[kind].suffix)
             it->file = cb_xstrdup(e->d_name);
         else
             (void)digest_set_add(&inv->by_id[kind], &id, (uint32_t)(inv->n - 1));
@@ -179,7 +179,7 @@ static int list_templates(struct inventory *inv, struct cb_error *err)
 
 int inventory_make(struct store *s, struct inventory *out, struct cb_error *err)
 {
-    static const char *const folders[] = {"blobs/sha256", "chunks", "images",  "lowers",
+    static const char *const folders[] = {"blobs/sha256", "chunks", "images",  "lowers", "layers",
                                           "cache",        "refs",   "partial", "damaged"};
     struct inventory inv = {.s = s};
     int rc = list_templates(&inv, err);
@@ -398,7 +398,7 @@ int inventory_hold_roots(struct inventory *inv, struct cb_error *err)
     for (size_t i = 0; i < inv->n && rc == 0; i++) {
         struct item *it = &inv->v[i];
         if (it->kind == STORE_VERSIONS || it->kind == STORE_RECORDS || it->kind == STORE_NOTES ||
-            it->kind == STORE_LOWERS)
+            it->kind == STORE_LOWERS || it->kind == STORE_INDEXES)
             rc = inventory_hold(inv, it, err);
     }
     struct pinning p = {inv, err, rc};

@@ -387,9 +387,17 @@ int store_template_get(struct store *s, const char *name, uint64_t version,
                        struct template_manifest **out, struct cb_error *err)
 {
     int rc = check_name(name, err);
-    if (rc == 0 && version == 0)
+    if (rc < 0)
+        return rc;
+    store_share(s); /* the version that the pointer names is there until it is pinned */
+    if (version == 0)
         rc = read_pointer(s, name, &version, err);
-    return rc < 0 ? rc : load_version(s, name, version, out, err);
+    if (rc == 0)
+        rc = load_version(s, name, version, out, err);
+    if (rc == 0)
+        store_pin_version(s, name, version);
+    store_unshare(s);
+    return rc;
 }
 
 /* The version that the lookup names for @key, 0 when it names none. */

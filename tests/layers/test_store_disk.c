@@ -3,7 +3,8 @@
 #include "check.h"
 
 #include "layers/store.h"
-#include "store_check.h"
+#include "layers/store_verify.h"
+#include "store_build.h"
 
 #include <fcntl.h>
 #include <sched.h>
@@ -140,6 +141,87 @@ static void test_a_template_keeps_its_version(void **state)
     assert_ok(store_template_publish(f->store, &m, true, &err), &err);
 }
 
+static bool verified(struct store *s)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    const struct verify_options o = {0};
+    struct verify_report r;
+    assert_ok(store_verify(s, &o, &r, &err), &err);
+    for (size_t i = 0; i < r.n; i++)
+        print_message("%s: %s\n", r.v[i].what, r.v[i].why);
+    bool good = r.good;
+    verify_report_release(&r);
+    return good;
+}
+
+/* With a block more from try to try, a publish fails at each of its writes, until it fits. */
+static void test_a_publish_on_a_full_disk(void **state)
+{
+    struct store_fixture *f = *state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    assert_ok(build_template(f->store, "hello", 1, NULL, &err), &err);
+    int rc = -1;
+    unsigned failed = 0;
+    for (unsigned room = 0; rc < 0; room++) {
+        CB_AUTO_FREE char *filler = fill(f, room);
+        uint64_t version = 0;
+        rc = build_template(f->store, "hello", 2, &version, &err);
+        if (rc < 0) {
+            assert_int_equal(rc, -CB_E_ENV);
+            assert_non_null(err.msg);
+            failed++;
+        }
+        cb_error_clear(&err);
+        assert_int_equal(unlink(filler), 0);
+        assert_true(verified(f->store));
+        CB_AUTO(manifest) m = NULL;
+        assert_ok(store_template_get(f->store, "hello", 0, &m, &err), &err);
+        assert_true(rc == 0 ? m->version == version : m->version >= 1);
+        assert_true(room < 200);
+    }
+    assert_true(failed > 5);
+}
+
+/* Making room needs none. */
+static void test_a_collection_on_a_full_disk(void **state)
+{
+    struct store_fixture *f = *state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    for (int v = 1; v <= 3; v++)
+        assert_ok(build_template(f->store, "hello", v, NULL, &err), &err);
+    store_again(f);
+    free(fill(f, 0));
+    const struct gc_options o = {.max_bytes = 1, .keep_versions = 1};
+    struct gc_report r;
+    assert_ok(store_gc(f->store, &o, &r, &err), &err);
+    assert_true(r.removed[STORE_VERSIONS].n == 2 && r.before > r.after);
+    gc_report_release(&r);
+    assert_true(verified(f->store));
+    assert_ok(build_template(f->store, "hello", 4, NULL, &err), &err); /* there is room now */
+}
+
+static void test_a_publish_on_a_read_only_disk(void **state)
+{
+    struct store_fixture *f = *state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct gc_report r;
+    CB_AUTO_CHUNK_MAP map = {0};
+    assert_ok(build_template(f->store, "hello", 1, NULL, &err), &err);
+    store_again(f); /* else nothing could be collected */
+    CB_AUTO_FREE char *image = build_image(f->store, 2, &map);
+    assert_non_null(image);
+    assert_int_equal(mount("none", f->base, NULL, MS_REMOUNT | MS_RDONLY, NULL), 0);
+    CB_AUTO_FD fd = open(image, O_RDONLY | O_CLOEXEC);
+    assert_fails(store_chunks_put(f->store, fd, &map, NULL, NULL, &err), &err, CB_E_ENV,
+                 "store the chunks of the image");
+    const struct gc_options o = {.max_bytes = 1};
+    assert_fails(store_gc(f->store, &o, &r, &err), &err, CB_E_ENV, "Read-only file system");
+    assert_true(verified(f->store)); /* reading goes on */
+    assert_int_equal(mount("none", f->base, NULL, MS_REMOUNT, NULL), 0);
+    assert_ok(build_template(f->store, "hello", 2, NULL, &err), &err);
+    assert_true(verified(f->store));
+}
+
 static void test_a_read_only_store(void **state)
 {
     struct store_fixture *f = *state;
@@ -203,6 +285,9 @@ int main(void)
         test_on_disk(test_a_blob_that_does_not_fit),
         test_on_disk(test_a_note_keeps_its_old_text),
         test_on_disk(test_a_template_keeps_its_version),
+        test_on_disk(test_a_publish_on_a_full_disk),
+        test_on_disk(test_a_collection_on_a_full_disk),
+        test_on_disk(test_a_publish_on_a_read_only_disk),
         test_on_disk(test_a_read_only_store),
         test_on_disk(test_a_store_of_somebody_else),
     };
