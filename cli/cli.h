@@ -58,6 +58,7 @@ int cmd_templates(struct cli_args *a);
 int cmd_show(struct cli_args *a);
 int cmd_boot(struct cli_args *a);
 int cmd_export(struct cli_args *a);
+int cmd_push(struct cli_args *a);
 int cmd_doctor(struct cli_args *a);
 int cmd_gc(struct cli_args *a);
 int cmd_df(struct cli_args *a);
@@ -86,6 +87,9 @@ void cli_settings_argv(const struct cli_args *a, struct cb_strv *argv);
 /* 0, or the exit status after printing. */
 int cli_open_queue(const struct settings *s, struct queue **out);
 int cli_open_store(const struct settings *s, struct store **out);
+/* The first word, NAME or NAME:VERSION, with --version; version 0 is the current one. *@name is
+ * owned. 0, or the exit status after printing. */
+int cli_template_name(const struct cli_args *a, char **name, uint64_t *version);
 /* The path of capsule-build-job, and the environment in which it will start. Owned, or NULL after
  * printing (then the exit status is EXIT_ENVIRONMENT). */
 char *cli_job_program(void);

@@ -10,6 +10,8 @@
 
 #include <ctype.h>
 #include <dirent.h>
+#include <errno.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -248,4 +250,24 @@ int cli_signal_fd(void)
     sigaddset(&set, SIGHUP);
     (void)sigprocmask(SIG_BLOCK, &set, NULL);
     return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+int cli_template_name(const struct cli_args *a, char **name, uint64_t *version)
+{
+    const char *word = a->words.v[0], *colon = strrchr(word, ':');
+    *version = a->version;
+    *name = colon ? cb_xstrndup(word, (size_t)(colon - word)) : cb_xstrdup(word);
+    if (!colon)
+        return 0;
+    char *end = NULL;
+    errno = 0;
+    *version = colon[1] >= '1' && colon[1] <= '9' ? strtoull(colon + 1, &end, 10) : 0;
+    if (*version && !errno && !*end && (!a->version || a->version == *version))
+        return 0;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    if (a->version && *version)
+        cb_fail(&err, CB_E_CONFIG, "%s and --version %" PRIu64 ": two versions", word, a->version);
+    else
+        cb_fail(&err, CB_E_CONFIG, "%s: not NAME or NAME:VERSION", word);
+    return cli_fail(&err);
 }

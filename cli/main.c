@@ -131,6 +131,8 @@ static const struct option export_options[] = {
     {"version", required_argument, NULL, OPT_VERSION},
     END_OPTIONS,
 };
+static const struct option push_options[] = {
+    SETTINGS_OPTIONS, {"version", required_argument, NULL, OPT_VERSION}, END_OPTIONS};
 static const struct option settings_options[] = {SETTINGS_OPTIONS, END_OPTIONS};
 
 /* A subcommand lives in one of the two programs and the table says in which: FRONT(cmd_x) in
@@ -173,6 +175,8 @@ static const struct subcommand {
      "compare everything in the store with its digest"},
     {"export", JOB(cmd_export), export_options, 1, 1, "export NAME[:VERSION] --format F",
      "a template as a file for others"},
+    {"push", JOB(cmd_push), push_options, 2, 2, "push NAME[:VERSION] REFERENCE",
+     "a template into a registry, as an OCI image"},
     {"doctor", JOB(cmd_doctor), settings_options, 0, 0, "doctor",
      "check this machine and say what to install"},
     {"run-job", JOB(cmd_run_job), settings_options, 0, 0, NULL, NULL},

@@ -50,5 +50,14 @@ struct push_artifact {
 int push_artifact(struct push *p, struct store *s, const struct push_artifact *a,
                   struct push_result *out, struct cb_digest *digest, struct cb_error *err);
 
+/* A template as an OCI image (layers/export_oci.h) under @to's tag, and what is known about it as
+ * artifacts that refer to that image: list of packages, provenance, signatures of both. Blobs that
+ * the registry has in the repository of the template's base image are mounted from there. *@digest
+ * is the image's manifest; @artifacts (may be NULL) how many were attached. */
+int push_template(struct store *s, const struct settings *settings,
+                  const struct template_manifest *t, const struct image_ref *to,
+                  const struct layers_progress *p, struct push_result *out,
+                  struct cb_digest *digest, size_t *artifacts, struct cb_error *err);
+
 /* A piece of an upload in pieces, bytes. Tests lower it. */
 extern uint64_t push_piece;

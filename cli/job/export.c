@@ -7,7 +7,6 @@
 #include "support/file.h"
 #include "support/mem.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -62,27 +61,6 @@ static void on_note(void *arg, const char *text)
     fputs("note: ", stderr);
     cli_put_text(stderr, text, "");
     fputc('\n', stderr);
-}
-
-/* NAME or NAME:VERSION; 0 is the current version. *@name is owned. */
-static int read_name(const struct cli_args *a, char **name, uint64_t *version)
-{
-    const char *word = a->words.v[0], *colon = strrchr(word, ':');
-    *version = a->version;
-    *name = colon ? cb_xstrndup(word, (size_t)(colon - word)) : cb_xstrdup(word);
-    if (!colon)
-        return 0;
-    char *end = NULL;
-    errno = 0;
-    *version = colon[1] >= '1' && colon[1] <= '9' ? strtoull(colon + 1, &end, 10) : 0;
-    if (*version && !errno && !*end && (!a->version || a->version == *version))
-        return 0;
-    CB_AUTO_ERROR err = CB_ERROR_INIT;
-    if (a->version && *version)
-        cb_fail(&err, CB_E_CONFIG, "%s and --version %" PRIu64 ": two versions", word, a->version);
-    else
-        cb_fail(&err, CB_E_CONFIG, "%s: not NAME or NAME:VERSION", word);
-    return cli_fail(&err);
 }
 
 /* What it is called where -o says nothing. Owned. */
@@ -149,7 +127,7 @@ int cmd_export(struct cli_args *a)
     struct template_manifest *t = NULL;
     CB_AUTO_FREE char *name = NULL;
     uint64_t version = 0;
-    int rc = read_name(a, &name, &version);
+    int rc = cli_template_name(a, &name, &version);
     if (rc == 0)
         rc = cli_settings(a, &s);
     if (rc == 0)

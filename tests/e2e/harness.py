@@ -542,7 +542,10 @@ def make_tar(entries):
 class Registry:
     """A real docker-registry on a free port of the loopback."""
 
-    def __init__(self, folder, tls=False):
+    USER, PASSWORD = "ada", "love:lace"
+    HTPASSWD = "ada:$2b$05$abcdefghijklmnopqrstuujuOr2/oZU0c8EgP1YXR/DGy/5z8WNzi\n"
+
+    def __init__(self, folder, tls=False, login=False):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.tls, self.proc = tls, None
@@ -557,6 +560,9 @@ class Registry:
                                 "key": str(self.folder / "server.key")}
         conf = {"version": 0.1, "log": {"level": "error"}, "http": http_conf,
                 "storage": {"filesystem": {"rootdirectory": str(self.data)}, "delete": {"enabled": True}}}
+        if login:
+            (self.folder / "htpasswd").write_text(self.HTPASSWD)
+            conf["auth"] = {"htpasswd": {"realm": "tests", "path": str(self.folder / "htpasswd")}}
         (self.folder / "config.yml").write_text(json.dumps(conf))
         self.start()
 

@@ -1,7 +1,12 @@
 """Base images from a real registry: HTTP, TLS, a mirror, and everything a registry can get wrong."""
 
+import base64
+import hashlib
 import json
+import os
 import re
+import shutil
+import subprocess
 import unittest
 
 import harness
@@ -200,6 +205,67 @@ class Tls(E2E):
 
     def test_a_loopback_host_without_an_authority_is_asked_plainly_and_the_hint_says_so(self):
         self.ends(self.refused("tls-plain", self.ref), 1, re.escape(self.ref), r"answered 400", r"ca_file")
+
+
+class Push(E2E):
+    """A template into a registry with TLS and logins, and what others read there."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.registry = Registry(cls.folder / "registry", tls=True, login=True)
+        cls.addClassCleanup(cls.registry.stop)
+        cls.settings = cls.folder / "settings.yaml"
+        cls.settings.write_text(f"registries:\n  {json.dumps(cls.registry.addr)}:\n    ca_file: {cls.registry.ca}\n")
+        code = base64.b64encode(f"{Registry.USER}:{Registry.PASSWORD}".encode()).decode()
+        cls.login = cls.folder / "login"
+        cls.login.mkdir()
+        (cls.login / "config.json").write_text(json.dumps({"auths": {cls.registry.addr: {"auth": code}}}))
+
+    def push(self, *args, login=True):
+        return self.home.run("push", *args, "--config", self.settings,
+                             env={"DOCKER_CONFIG": str(self.login)} if login else None)
+
+    def skopeo(self, *args):
+        certs = self.folder / "certs"
+        certs.mkdir(exist_ok=True)
+        shutil.copy(self.registry.ca, certs / "ca.crt")
+        return subprocess.run(["skopeo", "--insecure-policy", *args[:1], "--authfile", self.login / "config.json",
+                               *args[1:]], check=True, stdout=subprocess.PIPE,
+                              env={**os.environ, "TMPDIR": str(self.folder)}).stdout
+
+    def test_what_is_pushed_is_what_others_read(self):
+        config = self.home.config("pushed", [("one", ["echo from the template > /etc/motd"])], base="minimal-debian",
+                                  start_command={"command": ["sleep", "infinity"], "env": {"A": "b"}})
+        self.ok(self.home.build(config, "--no-boot-check"))
+        ref = f"{self.registry.addr}/team/pushed:v1"
+        self.ends(self.push("pushed", ref, login=False), 1, r"wants a user name and a password")
+        got = self.ends(self.push("pushed", ref), 0, r"pushed version 1: \d+ blobs sent")
+        printed = re.search(r"^(\S+@sha256:[0-9a-f]{64})$", got.text, re.M).group(1)
+
+        certs = f"--{{}}cert-dir={self.folder / 'certs'}"
+        raw = self.skopeo("inspect", certs.format(""), "--raw", f"docker://{ref}")
+        self.assertEqual(printed.split("@")[1], "sha256:" + hashlib.sha256(raw).hexdigest())
+        layout = self.folder / "pulled"
+        self.skopeo("copy", certs.format("src-"), "-q", f"docker://{ref}", f"oci:{layout}:v1")
+        m = self.home.manifest("pushed")
+        ours = [l["digest"] for l in m["layers"] if l["name"] != "_agent"]
+        self.assertEqual([l["digest"] for l in json.loads(raw)["layers"]], ours)
+        image = json.loads(self.skopeo("inspect", certs.format(""), "--config", f"docker://{ref}"))
+        self.assertEqual(image["config"]["Cmd"], ["sleep", "infinity"])
+        self.assertIn("A=b", image["config"]["Env"])
+
+        # nothing is sent twice; another tag costs a manifest
+        self.ends(self.push("pushed:1", ref + "-again"), 0, r"pushed version 1: 0 blobs sent \(0 B\)")
+        # and it is a base image
+        other = self.new_home("other")
+        config = other.config("onward", [("two", ["grep -q 'from the template' /etc/motd"])], base=ref)
+        self.ok(other.build(config, "--no-boot-check", "--config", self.settings,
+                            env={"DOCKER_CONFIG": str(self.login)}))
+
+    def test_what_cannot_be_pushed(self):
+        self.ends(self.push("nothing", f"{self.registry.addr}/a/b:1"), 1, r"nothing")
+        self.ends(self.push("nothing", "No Good"), 2, r"No Good")
 
 
 if __name__ == "__main__":
