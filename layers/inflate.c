@@ -22,10 +22,10 @@
 /* zstd: the window that a frame may ask for; 27 is what the format's own tools accept by default.
  */
 #define WINDOW_LOG_MAX 27
-/* Output that no honest stream gives for its input: deflate ends at 1032 to 1, zstd may repeat one
- * block for very long, so the ratio alone says nothing below the free amount. */
-#define RATIO_MAX 65536u
-#define RATIO_FREE ((uint64_t)16 << 30)
+/* Output that no honest stream gives for its input: deflate ends at 1032 to 1. zstd makes 32768
+ * bytes of one, for a file of zeros too, so the ratio says nothing below the free amount. */
+#define RATIO_MAX 2048u
+#define FREE_PART 64u /* of the most that there may be: 16 GiB of a layer's 1 TiB */
 
 struct slot {
     unsigned char *data;
@@ -136,7 +136,7 @@ static int filled(struct inflate *z, size_t n, struct cb_error *err)
     if (z->out_total > z->max_out)
         return cb_fail(err, CB_E_LIMIT, "the layer holds more than %llu bytes",
                        (unsigned long long)z->max_out);
-    if (z->out_total > RATIO_FREE && z->out_total / RATIO_MAX > z->size)
+    if (z->out_total > z->max_out / FREE_PART && z->out_total / RATIO_MAX > z->size)
         return cb_fail(err, CB_E_LIMIT, "%llu bytes out of a blob of %llu: refused as a bomb",
                        (unsigned long long)z->out_total, (unsigned long long)z->size);
     if (z->fill == SLOT_SIZE)

@@ -18,7 +18,8 @@ struct inflate; /* opaque */
 typedef int64_t inflate_wait(void *arg, uint64_t upto, struct cb_error *err);
 
 /* Reads @size bytes from offset 0 of @fd (borrowed until inflate_free()). More than @max_out bytes
- * of output is -CB_E_LIMIT. */
+ * of output is -CB_E_LIMIT, and so is what no honest blob of its size holds (a bomb) above a 64th
+ * of that. */
 int inflate_start(int fd, uint64_t size, uint64_t max_out, struct inflate **out,
                   struct cb_error *err);
 int inflate_start_growing(int fd, uint64_t size, uint64_t max_out, inflate_wait *wait, void *arg,

@@ -30,6 +30,8 @@ one("gnu-long-names", Tar().gnu_long("L", "n/" * 90 + "leaf").file("short", "x",
     .gnu_long("K", "t/" * 90 + "target").link("l", "short", magic=GNU)
     .gnu_long("K", "n/" * 90 + "leaf").gnu_long("L", "h/" * 60 + "hard").hard("h", "short", magic=GNU)
     .gnu_long("L", "d/" * 70).dir("d", magic=GNU).file("after", "y", magic=GNU))
+one("gnu-prefix-of-old-go", Tar().file("leaf", "x", magic=GNU, tail=b"a/prefix/where/GNU/has/times"))
+one("star", Tar().raw(header("leaf", size=1, tail=b"p" * 131 + b"13000000000\x0013000000001\0" + b"\0" * 8 + b"tar\0") + padded(b"x")))
 one("gnu-times-in-prefix", Tar().file("a", "x", magic=GNU, tail=b"13000000000\x0013000000001\0"))
 one("pax-long-names", Tar().file("n/" * 90 + "leaf", "x").link("l", "t/" * 90 + "target")
     .hard("h/" * 60 + "hard", "n/" * 90 + "leaf").dir("d/" * 70).file("after", "y"))
@@ -275,6 +277,8 @@ one("sparse-empty", Tar().raw(old_sparse("a", {}, 0)).raw(pax_sparse("1.0", "b",
 one("sparse-odd-places", Tar().raw(pax_sparse("1.0", "s", {1: b"a", 4095: b"bc", 10_000: b"d" * 5000}, 20_001)))
 one("sparse-zero-pieces", Tar().raw(pax_sparse("1.0", "s", {0: b"", 512: b"x", 8192: b""}, 8192)))
 one("sparse-hardlink", Tar().raw(pax_sparse("1.0", "s", PIECES, SIZE)).hard("t", "s"))
+one("sparse-unknown-version", Tar().raw(pax_sparse("1.0", "s", PIECES, SIZE).replace(b"GNU.sparse.major=1", b"GNU.sparse.major=2")),
+    Bad("CORRUPT", "a sparse file of an unknown format"))
 one("sparse-out-of-order", Tar().raw(pax_sparse("0.1", "s", {0: b"a" * 512, 512: b"b" * 512}, 2048)
                                      .replace(b"0,512,512,512", b"512,512,0,512")), Bad("CORRUPT", "entry s: tar: "))
 one("sparse-overlap", Tar().raw(pax_sparse("0.1", "s", {0: b"a" * 512, 512: b"b" * 512}, 2048)
@@ -297,6 +301,9 @@ PATH_4096 = "/".join(["d" * 254] * 16) + "/" + "e" * 15 + "f"
 assert len(PATH_4096) == 4096
 one("path-of-4095", Tar().file(PATH_4096[:-1], "x").file("next", "y"),
     Golden(dict({"/".join(["d" * 254] * n): Dir() for n in range(1, 17)}, **{PATH_4096[:-1]: File("x"), "next": File("y")}),
+           "longer than any path that umoci can name on its host"))
+one("path-of-4096", Tar().file(PATH_4096, "x"),
+    Golden(dict({"/".join(["d" * 254] * n): Dir() for n in range(1, 17)}, **{PATH_4096: File("x")}),
            "longer than any path that umoci can name on its host"))
 one("path-of-4097", Tar().file(PATH_4096 + "g"), Bad("LIMIT", "a path above 4096 bytes"))
 one("path-of-10000", Tar().file("d/" * 5000 + "x"), Bad("LIMIT", "a path above 4096 bytes"))

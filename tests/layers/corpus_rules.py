@@ -16,6 +16,7 @@ simple("folder-over-file", "F d x", "D d\nF d/x y")
 simple("file-over-folder-and-back", "D d\nF d/x x", "F d file", "D d\nF d/y y", "F d again")
 simple("folder-over-link", "D t\nF t/x x\nS d t", "D d\nF d/y y")
 simple("folder-over-dangling-link", "S d nowhere", "D d\nF d/y y")
+simple("folder-over-hardlink", "F a x\nH b a", "D b\nF b/y y")
 simple("file-over-link", "D t\nS d t\nF f f\nS g f", "F d x\nF g g")
 simple("link-over-folder", "D d\nF d/x x\nD t\nF t/y y", "S d t")
 simple("link-over-file", "F a x", "S a b")
@@ -75,6 +76,10 @@ simple("opaque-file", "F a x", "F a/.wh..wh..opq")
 simple("opaque-through-link", "D t\nF t/x x\nS d t", "F d/.wh..wh..opq")
 simple("opaque-root", "F a x\nD d\nF d/x x", "F .wh..wh..opq\nF b y")
 simple("opaque-three-layers", "D d\nF d/x x", "D d\nF d/.wh..wh..opq\nF d/y y", "F d/z z", "F d/.wh..wh..opq\nF d/w w")
+case("opaque-any-type", [
+    lines("D d\nF d/x x\nD e\nF e/x x\nD f\nF f/x x"),
+    Tar().dir("d/.wh..wh..opq").link("e/.wh..wh..opq", "x").file("f/.wh..wh..opq", "content").bytes()], Umoci())
+simple("opaque-names-that-are-nearly", "D d\nF d/x x", "F d/.wh..opq\nF d/wh..wh..opq y\nF d/..wh..wh..opq z")
 simple("opaque-then-whiteout", "D d\nF d/x x", "D d\nF d/y y\nF d/.wh..wh..opq\nF .wh.d")
 
 # ---- bookkeeping of others ----
@@ -136,6 +141,7 @@ case("parents-implicit-times", [
             "a/c/d": File("y", mtime=1_100_000_000)},
            "umoci gives such folders the time of unpacking; ours must be the same every day: that of the entry"))
 simple("parents-in-lower-keep-attributes", "D d", "F d/e/f x")
+simple("parent-of-lower-file-is-replaced", "F a x", "D a\nF a/b y")
 simple("parent-is-file", "F a x", "F a/b y",
        verdict=Bad("CORRUPT", "entry a/b: its parent a is not a folder", layer=2))
 simple("parent-is-file-below", "F d/a x", "D d/a/b/c",

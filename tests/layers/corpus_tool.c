@@ -5,10 +5,8 @@
  *
  * A legal case leaves OUT/NAME.ext4 and OUT/NAME.list (image_list.h), a refused one OUT/NAME.error:
  * the name of the code and the message, a line each. Each prints "NAME DIGEST" or "NAME refused".
- * Every case is also made one layer at a time, each image from the one before it: the last must
- * have the same digest, and what is refused must be refused in the same words. After a refused one
- * nothing else may be left in OUT or unfinished in the store (OUT/store), and its blobs must still
- * be what their names say; at the end all blobs must. */
+ * After a refused one nothing else may be left in OUT or unfinished in the store (OUT/store), and
+ * its blobs must still be what their names say; at the end all blobs must. */
 #include "corpus.h"
 #include "image_list.h"
 
@@ -100,62 +98,6 @@ static int flatten_case(struct run *r, const struct corpus_case *c, const char *
     return rc;
 }
 
-/* What an error says behind "layer 2 of 3 (...): ". */
-static const char *behind_layer(const char *words)
-{
-    const char *at = strstr(words, "): ");
-    return at ? at : words;
-}
-
-/* Whether the image of layers 1 to @k, or its refusal @why, is what it should be. @whole: of all
- * layers; NULL: the case is refused, as @wanted says. */
-static int check_step(const struct corpus_case *c, size_t k, const struct flatten_result *result,
-                      const struct cb_error *why, const struct cb_digest *whole,
-                      const struct cb_error *wanted, struct cb_error *err)
-{
-    if (why->code != CB_OK) {
-        bool same = !whole && why->code == wanted->code &&
-                    strcmp(behind_layer(why->msg), behind_layer(wanted->msg)) == 0;
-        return same ? 0 : cb_fail(err, CB_E_CORRUPT, "layer %zu alone: %s", k, why->msg);
-    }
-    if (result->inherited != k - 1)
-        return cb_fail(err, CB_E_CORRUPT, "layer %zu: %zu layers were inherited", k,
-                       result->inherited);
-    if (k < c->n_layers)
-        return 0;
-    if (!whole)
-        return cb_fail(err, CB_E_CORRUPT, "one layer at a time it is accepted");
-    if (!cb_digest_eq(&result->digest, whole))
-        return cb_fail(err, CB_E_CORRUPT, "one layer at a time it is another image");
-    return 0;
-}
-
-static int make_in_steps(struct run *r, const struct corpus_case *c, const struct cb_digest *whole,
-                         const struct cb_error *wanted, struct cb_error *err)
-{
-    CB_AUTO_FD below = -1;
-    int rc = 0;
-    bool refused = false;
-    for (size_t k = 1; rc == 0 && !refused && k <= c->n_layers; k++) {
-        CB_AUTO_FREE char *path = cb_xasprintf("%s/%s.step", r->out, c->name);
-        CB_AUTO_ERROR why = CB_ERROR_INIT;
-        struct flatten_result result = {0};
-        const struct flatten_parent parent = {.fd = below, .n_layers = k - 1};
-        const struct flatten_spec spec = {.store = r->store,
-                                          .layers = c->layers,
-                                          .n_layers = k,
-                                          .out_path = path,
-                                          .parent = k > 1 ? &parent : NULL};
-        refused = flatten(&spec, &result, &why) < 0;
-        rc = check_step(c, k, &result, &why, whole, wanted, err);
-        if (below >= 0)
-            (void)close(below);
-        below = refused ? -1 : open(path, O_RDONLY | O_CLOEXEC);
-        (void)unlink(path);
-    }
-    return rc;
-}
-
 static int note_refusal(struct run *r, const struct corpus_case *c, const char *image,
                         struct cb_error *why, struct cb_error *err)
 {
@@ -165,8 +107,6 @@ static int note_refusal(struct run *r, const struct corpus_case *c, const char *
     (void)fprintf(f, "%s\n%s\n", cb_code_name(why->code), why->msg);
     (void)fclose(f);
     int rc = check_left(r, c, image, err);
-    if (rc == 0 && c->n_layers > 1)
-        rc = make_in_steps(r, c, NULL, why, err);
     if (rc == 0)
         printf("%s refused\n", c->name);
     return rc;
@@ -188,8 +128,6 @@ static int run_case(struct run *r, const struct corpus_case *c, struct cb_error 
     int rc = image_list(image, f, err);
     if (fclose(f) != 0 && rc == 0)
         rc = cb_fail_sys(err, errno, "write the listing");
-    if (rc == 0 && c->n_layers > 1)
-        rc = make_in_steps(r, c, &digest, NULL, err);
     if (rc == 0)
         printf("%s %s\n", c->name, text);
     return rc;

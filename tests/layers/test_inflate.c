@@ -179,6 +179,41 @@ static void test_inflate_says_what_is_wrong(void **state)
 }
 
 /* The reader may walk away at any point. */
+/* 128 KiB for each 4 bytes, the most that zstd can do. */
+static void add_zstd_bomb(struct cb_buf *out, unsigned blocks)
+{
+    static const unsigned char frame[] = {0x28, 0xb5, 0x2f, 0xfd, 0, 7 << 3};
+    cb_buf_add(out, frame, sizeof(frame));
+    for (unsigned i = 1; i <= blocks; i++) {
+        const uint32_t head = (128u << 10) << 3 | 1u << 1 | (i == blocks); /* one byte, repeated */
+        cb_buf_add(out, &head, 3);
+        cb_buf_add(out, "", 1);
+    }
+}
+
+static void test_inflate_refuses_a_bomb(void **state)
+{
+    (void)state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    CB_AUTO_BUF b = CB_BUF_INIT((size_t)1 << 20);
+    struct cb_digest d;
+    uint64_t bytes;
+    add_zstd_bomb(&b, 512); /* 64 MiB in 2 KiB */
+    assert_ok(inflate_all(&b, (uint64_t)4 << 30, &d, &bytes, &err), &err);
+    assert_int_equal(bytes, 64 << 20);
+    assert_fails(inflate_all(&b, (uint64_t)2 << 30, &d, &bytes, &err), &err, CB_E_LIMIT,
+                 "out of a blob of 2054: refused as a bomb");
+    assert_fails(inflate_all(&b, (uint64_t)1 << 20, &d, &bytes, &err), &err, CB_E_LIMIT,
+                 "the layer holds more than 1048576 bytes");
+
+    static char zeros[(1 << 20) + 1]; /* deflate's best is what honest files of zeros look like */
+    CB_AUTO_BUF gz = CB_BUF_INIT((size_t)1 << 20);
+    for (int i = 0; i < 32; i++)
+        add_gzip(&gz, zeros, 1 << 20);
+    assert_ok(inflate_all(&gz, (uint64_t)1 << 30, &d, &bytes, &err), &err);
+    assert_int_equal(bytes, 32 << 20);
+}
+
 static void test_inflate_stops_in_the_middle(void **state)
 {
     (void)state;
@@ -268,6 +303,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_inflate_reads_every_format),
         cmocka_unit_test(test_inflate_says_what_is_wrong),
+        cmocka_unit_test(test_inflate_refuses_a_bomb),
         cmocka_unit_test(test_inflate_stops_in_the_middle),
         test_in_dir(test_image_digest_sees_content_and_not_holes),
         test_in_dir(test_image_digest_is_what_its_header_says),

@@ -1,6 +1,7 @@
 /* Entry types, as the headers say them, whatever pieces the tar comes in. */
 #include "check.h"
 
+#include "layers/tar_pax.h"
 #include "layers/tar_read.h"
 #include "tar_build.h"
 
@@ -143,9 +144,86 @@ static void test_every_other_type_is_refused(void **state)
     }
 }
 
+static void test_fields_are_octal_or_base_256(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *field;
+        bool ok;
+        int64_t value;
+    } rows[] = {
+        {"00000000001", true, 1},
+        {"77777777777", true, INT64_C(0x1ffffffff)},
+        {"777777777777", true, INT64_C(0xfffffffff)}, /* without a NUL */
+        {"   644 ", true, 0644},
+        {"644\0junk", true, 0644},
+        {"", true, 0},
+        {"            ", true, 0},
+        {"8", false, 0},
+        {"12x", false, 0},
+        {"1 2", false, 0},
+        {"-1", false, 0},
+        {"\x80\0\0\0\0\0\0\0\0\0\1\2", true, 258},
+        {"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe", true, -2},
+        {"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff", true, INT64_MAX},
+        {"\x80\0\0\0\x80\0\0\0\0\0\0\0", false, 0},
+        {"\xff\xff\xff\xff\x80\0\0\0\0\0\0\0", true, INT64_MIN},
+        {"\xff\xff\xff\xff\x7f\xff\xff\xff\xff\xff\xff\xff", false, 0},
+        {"\x80\1\0\0\0\0\0\0\0\0\0\0", false, 0},
+    };
+    for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++) {
+        unsigned char field[12] = {0};
+        int64_t got = 0;
+        memcpy(field, rows[i].field, rows[i].field[0] & 0x80 ? 12 : strlen(rows[i].field));
+        if (strcmp(rows[i].field, "644") == 0) /* the one with a NUL inside */
+            memcpy(field, rows[i].field, 8);
+        bool ok = tar_field(field, sizeof(field), &got);
+        if (ok != rows[i].ok || (ok && got != rows[i].value))
+            fail_msg("row %zu: %d, %lld", i, ok, (long long)got);
+    }
+}
+
+static void test_times_have_nanoseconds_on_both_sides_of_1970(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        bool ok;
+        int64_t sec;
+        uint32_t ns;
+    } rows[] = {
+        {"0", true, 0, 0},
+        {"1.5", true, 1, 500000000},
+        {"5.", true, 5, 0},
+        {"1.0000000019", true, 1, 1},
+        {"-1", true, -1, 0},
+        {"-1.25", true, -2, 750000000},
+        {"-0.25", true, -1, 750000000},
+        {"-0.0000000001", true, 0, 0},
+        {"9223372036854775807", true, INT64_MAX, 0},
+        {"9223372036854775808", false, 0, 0},
+        {"", false, 0, 0},
+        {"-", false, 0, 0},
+        {".5", false, 0, 0},
+        {"1,5", false, 0, 0},
+        {"1.5x", false, 0, 0},
+        {"1e9", false, 0, 0},
+        {" 1", false, 0, 0},
+    };
+    for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++) {
+        int64_t sec = 0;
+        uint32_t ns = 0;
+        bool ok = tar_time(rows[i].text, &sec, &ns);
+        if (ok != rows[i].ok || (ok && (sec != rows[i].sec || ns != rows[i].ns)))
+            fail_msg("%s: %d, %lld s, %u ns", rows[i].text, ok, (long long)sec, ns);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_fields_are_octal_or_base_256),
+        cmocka_unit_test(test_times_have_nanoseconds_on_both_sides_of_1970),
         cmocka_unit_test(test_every_type_of_a_layer_is_read),
         cmocka_unit_test(test_every_other_type_is_refused),
     };
