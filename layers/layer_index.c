@@ -35,11 +35,12 @@ struct entry {
     uint8_t kind, dense; /* dense: the blocks of @size bytes from the first on, and no runs */
     uint16_t xattrs;
     uint32_t mode, uid, gid, major, minor, mtime_ns;
+    uint32_t runs;
     int64_t mtime;
     uint64_t size;
     uint32_t path, link; /* lengths with their NUL; 0: no link */
-    uint32_t runs, zero;
 };
+_Static_assert(sizeof(struct entry) == 56, "no padding in what is written");
 
 struct xattr {
     uint16_t name, value; /* lengths; the name's with its NUL */
