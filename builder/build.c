@@ -82,8 +82,49 @@ void build_release(struct build *b)
     emitter_release(&b->em);
 }
 
+static void replace(char **to, char *taken)
+{
+    free(*to);
+    *to = taken;
+}
+
+/* Some of a config is in no key, because it changes nothing of the image (ttl, auto_pause...), and
+ * still a manifest says what its version was made from. When that differs, the same image becomes
+ * another version. 1 when it did, 0 when nothing differs. */
+static int renew_config(struct build *b, struct build_result *out, struct cb_error *err)
+{
+    struct template_manifest *m = NULL;
+    int rc = store_template_get(b->store, b->name, b->published, &m, err);
+    if (rc < 0)
+        return rc;
+    CB_AUTO_FREE char *now = config_dump(b->c);
+    bool differs = m->config && now && strcmp(m->config, now) != 0;
+    if (differs) {
+        json_auto_t *lock = build_lock(b);
+        replace(&m->config, cb_take_ptr(&now));
+        replace(&m->base_ref, cb_xstrdup(b->c->base_image));
+        replace(&m->lock, lock ? json_dumps(lock, JSON_SORT_KEYS | JSON_COMPACT) : NULL);
+        keys_workload(b->c, m->workload_key);
+        m->created_ms = cb_now_ms();
+        rc = store_template_publish(b->store, m, b->c->auto_rollout != AUTO_FALSE, err);
+        if (rc == 0) {
+            out->version = m->version;
+            out->up_to_date = true;
+            emit_note(&b->em,
+                      "published %s version %llu: the image of version %llu with the "
+                      "config as it is now, no machine was started",
+                      b->name, (unsigned long long)m->version, (unsigned long long)b->published);
+        }
+    }
+    template_manifest_free(m);
+    return rc < 0 ? rc : differs;
+}
+
 static int up_to_date(struct build *b, struct build_result *out, struct cb_error *err)
 {
+    int renewed = renew_config(b, out, err);
+    if (renewed != 0)
+        return renewed < 0 ? renewed : 0;
     if (b->c->auto_rollout != AUTO_FALSE) {
         int rc = store_template_point(b->store, b->name, b->published, err);
         if (rc < 0)
