@@ -376,8 +376,33 @@ static void url_variable(const char *name, const char *accepts, char **to,
         refuse_variable(p, name, accepts, v);
 }
 
+/* A variable that is nearly one of ours would be a setting that is silently not set. Others with
+ * our prefix are somebody else's. */
+static void warn_of_misspelt_variables(struct config_problems *p)
+{
+    static const char prefix[] = "CAPSULE_BUILD_";
+    static const char *const known[] = {
+        "HOME",  "DEBIAN_MIRROR", "KERNEL",           "ISOLATION",   "PULL",
+        "PROXY", "CA_BUNDLE",     "REGISTRY_MIRRORS", "SIGNING_KEY", NULL};
+    for (char **e = environ; *e; e++) {
+        if (strncmp(*e, prefix, sizeof(prefix) - 1) != 0)
+            continue;
+        const char *rest = *e + sizeof(prefix) - 1;
+        CB_AUTO_FREE char *name = cb_xstrndup(rest, strcspn(rest, "="));
+        const char *near = is_one_of(name, known) ? NULL : nearest_word(name, known);
+        if (!near)
+            continue;
+        struct source env = {.name = "environment"};
+        CB_AUTO_FREE char *q = quote_text(*e, strcspn(*e, "="));
+        problem_add(p, &env, true, 0, 0, NULL,
+                    "there is no variable %s, it is ignored; did you mean CAPSULE_BUILD_%s?", q,
+                    near);
+    }
+}
+
 static void read_environment(struct settings *s, struct config_problems *p)
 {
+    warn_of_misspelt_variables(p);
     path_variable("CAPSULE_BUILD_HOME", &s->home, p);
     path_variable("CAPSULE_BUILD_KERNEL", &s->kernel, p);
     path_variable("CAPSULE_BUILD_SIGNING_KEY", &s->signing_key, p);

@@ -91,6 +91,28 @@ static void test_proxy_and_authorities(void **state)
     clean_environment();
 }
 
+static void test_a_misspelt_variable_is_a_warning(void **state)
+{
+    (void)state;
+    clean_environment();
+    setenv("CAPSULE_BUILD_ISOLATE", "vm", 1);
+    setenv("CAPSULE_BUILD_SOMETHING_ELSE", "x", 1); /* somebody else's */
+    struct settings *s = NULL;
+    struct config_problems p = {0};
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    assert_ok(settings_load_files(NULL, 0, false, &s, &p, &err), &err);
+    unsetenv("CAPSULE_BUILD_ISOLATE");
+    unsetenv("CAPSULE_BUILD_SOMETHING_ELSE");
+    CB_AUTO_FREE char *said = print(&p);
+    assert_non_null(strstr(said, "warning: there is no variable \"CAPSULE_BUILD_ISOLATE\", it is "
+                                 "ignored; did you mean CAPSULE_BUILD_ISOLATION?"));
+    assert_null(strstr(said, "SOMETHING"));
+    assert_int_equal(p.n_errors, 0);
+    assert_string_equal(s->isolation, "auto");
+    config_problems_release(&p);
+    settings_free(s);
+}
+
 static void test_later_files_win_field_by_field(void **state)
 {
     clean_environment();
@@ -351,6 +373,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_proxy_and_authorities),
+        cmocka_unit_test(test_a_misspelt_variable_is_a_warning),
         test_in_dir(test_later_files_win_field_by_field),
         test_in_dir(test_the_environment_is_over_files),
         test_in_dir(test_the_user_file_follows_xdg),
