@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/fs.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,7 +24,7 @@
 enum {
     PIECE = 8 << 20, /* copied between two looks at whether to stop */
     STDERR_MAX = 64 << 10,
-    TOOL_POLL_MS = 200,
+    POLL_MS = 200,
     TOOL_GRACE_MS = 1000,
 };
 
@@ -155,12 +156,21 @@ int export_advance(struct export *x, uint64_t n, struct cb_error *err)
 
 int export_write(const struct export *x, int fd, const void *p, size_t n, struct cb_error *err)
 {
+    struct stat st;
+    bool file = fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
     for (size_t done = 0; done < n;) {
-        ssize_t k = write(fd, (const char *)p + done, n - done);
-        if (k < 0 && errno == EINTR && !canceled(x))
-            continue;
-        if (k < 0 && errno == EINTR)
+        size_t part = n - done;
+        struct pollfd w = {.fd = fd, .events = POLLOUT};
+        if (!file && part > PIPE_BUF)
+            part = PIPE_BUF; /* what poll() promises not to wait for */
+        int ready = file ? 1 : poll(&w, 1, POLL_MS);
+        if (canceled(x))
             return cb_fail(err, CB_E_CANCELED, "interrupted; nothing was left");
+        if (ready <= 0)
+            continue;
+        ssize_t k = write(fd, (const char *)p + done, part);
+        if (k < 0 && (errno == EINTR || errno == EAGAIN))
+            continue;
         if (k < 0 && errno == EPIPE)
             return cb_fail_sys(err, errno, "who reads the export is gone");
         if (k < 0)
@@ -303,7 +313,7 @@ int export_tool(struct export *x, const char *const *argv, int input, const char
     if (pid < 0)
         return (int)pid;
     int status = 0, rc;
-    while ((rc = cb_proc_wait(pid, TOOL_POLL_MS, &status, err)) == 0 && !canceled(x))
+    while ((rc = cb_proc_wait(pid, POLL_MS, &status, err)) == 0 && !canceled(x))
         ;
     if (rc == 0)
         cb_proc_stop(pid, false, TOOL_GRACE_MS);

@@ -99,12 +99,25 @@ static void describe_holes(struct archive_entry *e, const struct ext4_file *f)
         archive_entry_sparse_add_entry(e, (la_int64_t)size, 0);
 }
 
+/* libarchive writes the fraction of a negative time as if it were a part of the whole number: -2 s
+ * and 0.25 s become "-2.25", where all who read (but libarchive) expect "-1.75". So it gets the
+ * parts of that; in the last second before 1970 there is no such pair, and the fraction is dropped.
+ */
+static void set_time(struct archive_entry *e, struct timespec t)
+{
+    if (t.tv_sec < 0 && t.tv_nsec > 0) {
+        t.tv_nsec = t.tv_sec < -1 ? 1000000000 - t.tv_nsec : 0;
+        t.tv_sec += t.tv_sec < -1;
+    }
+    archive_entry_set_mtime(e, t.tv_sec, t.tv_nsec);
+}
+
 static void describe(struct archive_entry *e, const struct ext4_entry *in)
 {
     archive_entry_set_mode(e, in->mode);
     archive_entry_set_uid(e, in->uid);
     archive_entry_set_gid(e, in->gid);
-    archive_entry_set_mtime(e, in->mtime.tv_sec, in->mtime.tv_nsec);
+    set_time(e, in->mtime);
     if (in->target)
         archive_entry_copy_symlink(e, in->target);
     if (S_ISCHR(in->mode) || S_ISBLK(in->mode)) {
