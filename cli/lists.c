@@ -231,7 +231,10 @@ static int show(struct cli_args *a, struct store *store)
     struct template_manifest *m = NULL;
     if (store_template_get(store, a->words.v[0], a->version, &m, &err) < 0)
         return cli_fail(&err);
-    if (a->json) {
+    int rc = EXIT_DONE;
+    if (a->sbom || a->provenance || a->verify_key) {
+        rc = cli_show_documents(a, store, m);
+    } else if (a->json) {
         CB_AUTO_FREE char *text = template_manifest_dump(m);
         puts(text);
     } else {
@@ -242,7 +245,7 @@ static int show(struct cli_args *a, struct store *store)
         print_template(m, path);
     }
     template_manifest_free(m);
-    return EXIT_DONE;
+    return rc;
 }
 
 int cmd_show(struct cli_args *a)

@@ -45,6 +45,9 @@ enum {
     OPT_COMPRESS,
     OPT_KEEP_ZSTD,
     OPT_WITH_KERNEL,
+    OPT_SBOM,
+    OPT_PROVENANCE,
+    OPT_VERIFY_SIGNATURE,
 };
 
 #define SETTINGS_OPTIONS                                                                           \
@@ -94,10 +97,14 @@ static const struct option logs_options[] = {SETTINGS_OPTIONS,
                                              END_OPTIONS};
 static const struct option list_options[] = {
     SETTINGS_OPTIONS, {"json", no_argument, NULL, OPT_JSON}, END_OPTIONS};
-static const struct option show_options[] = {SETTINGS_OPTIONS,
-                                             {"json", no_argument, NULL, OPT_JSON},
-                                             {"version", required_argument, NULL, OPT_VERSION},
-                                             END_OPTIONS};
+static const struct option show_options[] = {
+    SETTINGS_OPTIONS,
+    {"json", no_argument, NULL, OPT_JSON},
+    {"sbom", no_argument, NULL, OPT_SBOM},
+    {"provenance", no_argument, NULL, OPT_PROVENANCE},
+    {"verify-signature", required_argument, NULL, OPT_VERIFY_SIGNATURE},
+    {"version", required_argument, NULL, OPT_VERSION},
+    END_OPTIONS};
 static const struct option boot_options[] = {
     SETTINGS_OPTIONS,
     {"forward", required_argument, NULL, OPT_FORWARD},
@@ -227,6 +234,10 @@ static void print_help(FILE *out)
         "  --compress                       (qcow2) smaller, slower\n"
         "  --keep-zstd                      (oci) layers as they are, not all in gzip\n"
         "  --with-kernel DIR                (ext4) kernel, initramfs and command line beside it\n"
+        "\nShowing (show NAME):\n"
+        "  --sbom                           its packages, as SPDX 2.3 JSON\n"
+        "  --provenance                     how it was made, as an in-toto statement (SLSA)\n"
+        "  --verify-signature KEY           are both signed by this public key, and about it\n"
         "\nEverywhere:\n"
         "  --config FILE                    a settings file\n"
         "  --registry-mirror HOST=URL       images of HOST come from URL\n"
@@ -354,6 +365,9 @@ static int set_option(struct cli_args *a, int opt, const char *value)
     case OPT_DRY_RUN: a->dry_run = true; return 0;
     case OPT_REPAIR: a->repair = true; return 0;
     case OPT_JSON: a->json = true; return 0;
+    case OPT_SBOM: a->sbom = true; return 0;
+    case OPT_PROVENANCE: a->provenance = true; return 0;
+    case OPT_VERIFY_SIGNATURE: a->verify_key = value; return 0;
     case OPT_EXPLAIN: a->explain = true; return 0;
     case OPT_LOCKED: a->locked = true; return 0;
     case OPT_ONCE: a->once = true; return 0;
