@@ -45,6 +45,7 @@ enum {
     OPT_COMPRESS,
     OPT_KEEP_ZSTD,
     OPT_WITH_KERNEL,
+    OPT_STAT,
     OPT_SBOM,
     OPT_PROVENANCE,
     OPT_VERIFY_SIGNATURE,
@@ -140,6 +141,10 @@ static const struct option export_options[] = {
 };
 static const struct option push_options[] = {
     SETTINGS_OPTIONS, {"version", required_argument, NULL, OPT_VERSION}, END_OPTIONS};
+static const struct option diff_options[] = {SETTINGS_OPTIONS,
+                                             {"json", no_argument, NULL, OPT_JSON},
+                                             {"stat", no_argument, NULL, OPT_STAT},
+                                             END_OPTIONS};
 static const struct option settings_options[] = {SETTINGS_OPTIONS, END_OPTIONS};
 
 /* A subcommand lives in one of the two programs and the table says in which: FRONT(cmd_x) in
@@ -173,6 +178,8 @@ static const struct subcommand {
     {"templates", FRONT(cmd_templates), list_options, 0, 2, "templates [rm NAME[:VERSION]]",
      "published templates; rm removes one"},
     {"show", FRONT(cmd_show), show_options, 1, 1, "show NAME", "what a template is made of"},
+    {"diff", JOB(cmd_diff), diff_options, 2, 2, "diff A B [--stat]",
+     "files that differ; A, B: NAME[:VERSION][/LAYER]"},
     {"boot", JOB(cmd_boot), boot_options, 1, 1, "boot NAME [--exec CMD ARGS...]",
      "boot a template on a throwaway disk"},
     {"gc", FRONT(cmd_gc), gc_options, 0, 0, "gc [--max-bytes SIZE] [--keep N]",
@@ -365,6 +372,7 @@ static int set_option(struct cli_args *a, int opt, const char *value)
     case OPT_DRY_RUN: a->dry_run = true; return 0;
     case OPT_REPAIR: a->repair = true; return 0;
     case OPT_JSON: a->json = true; return 0;
+    case OPT_STAT: a->stat = true; return 0;
     case OPT_SBOM: a->sbom = true; return 0;
     case OPT_PROVENANCE: a->provenance = true; return 0;
     case OPT_VERIFY_SIGNATURE: a->verify_key = value; return 0;

@@ -351,6 +351,14 @@ const struct ext4_run *ext4_file_runs(const struct ext4_file *f, size_t *n)
     return f->runs;
 }
 
+bool ext4_file_place(const struct ext4_file *f, size_t i, struct ext4_place *out)
+{
+    if (i >= f->n)
+        return false;
+    *out = (struct ext4_place){f->v[i].at, f->v[i].len, f->v[i].position};
+    return true;
+}
+
 int64_t ext4_file_pread(struct ext4_file *f, void *p, size_t n, uint64_t at, struct cb_error *err)
 {
     if (at >= f->size)

@@ -87,6 +87,13 @@ uint64_t ext4_file_size(const struct ext4_file *f);
 /* The parts that are stored, in rising order, none touching the next; all else is zero. Borrowed.
  */
 const struct ext4_run *ext4_file_runs(const struct ext4_file *f, size_t *n);
+/* Where the @i-th stored piece (in the order of the file) lies in the image; false behind the last.
+ */
+struct ext4_place {
+    uint64_t at, len; /* in the file, bytes */
+    uint64_t position;
+};
+bool ext4_file_place(const struct ext4_file *f, size_t i, struct ext4_place *out);
 /* Up to @n bytes from @at on, holes as zeros. Returns their number, less than @n only at the end.
  */
 int64_t ext4_file_pread(struct ext4_file *f, void *p, size_t n, uint64_t at, struct cb_error *err);
