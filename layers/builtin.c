@@ -26,18 +26,57 @@ enum {
     INRELEASE_TRIES = 3,
 };
 
+/* Where packages come from: while the image is made, from the mirror of the settings; in the image,
+ * from the public archive. */
+struct distribution {
+    const char *name; /* of the file below sources.list.d */
+    const char *setting;
+    const char *keyring; /* NULL: the one that apt uses on this machine */
+    const char *include; /* packages beside those that the distribution requires, or NULL */
+    const char *keys_in; /* the package that has it */
+    const char *sources; /* the lines of that file, as a shell quotes them */
+};
+static const struct distribution debian = {
+    .name = "debian",
+    .setting = "debian_mirror",
+    .keys_in = "debian-archive-keyring",
+    .sources = "'Types: deb' 'URIs: http://deb.debian.org/debian' "
+               "'Suites: SUITE SUITE-updates' 'Components: main' "
+               "'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' '' "
+               "'Types: deb' 'URIs: http://deb.debian.org/debian-security' "
+               "'Suites: SUITE-security' 'Components: main' "
+               "'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' ",
+};
+static const struct distribution ubuntu = {
+    .name = "ubuntu",
+    .setting = "ubuntu_mirror",
+    .keyring = "/usr/share/keyrings/ubuntu-archive-keyring.gpg",
+    .include = "apt", /* not required there, as it is in Debian; brings the keyring along */
+    .keys_in = "ubuntu-keyring",
+    .sources = "'Types: deb' 'URIs: http://archive.ubuntu.com/ubuntu' "
+               "'Suites: SUITE SUITE-updates' 'Components: main universe' "
+               "'Signed-By: /usr/share/keyrings/ubuntu-archive-keyring.gpg' '' "
+               "'Types: deb' 'URIs: http://security.ubuntu.com/ubuntu' "
+               "'Suites: SUITE-security' 'Components: main universe' "
+               "'Signed-By: /usr/share/keyrings/ubuntu-archive-keyring.gpg' ",
+};
+
 /* schemas/reference.c has the names. */
 struct recipe {
     const char *name;
+    const struct distribution *of;
     const char *suite;
     const char *variant;
     const char *kept; /* the name it is kept under: two names of one thing are made once */
 };
 static const struct recipe recipes[] = {
-    {"minimal-debian", "bookworm", "minbase", "minimal-debian"},
-    {"minimal-debian:bookworm", "bookworm", "minbase", "minimal-debian"},
-    {"minimal-debian:trixie", "trixie", "minbase", "minimal-debian:trixie"},
-    {"minimal-debian:bullseye", "bullseye", "minbase", "minimal-debian:bullseye"},
+    {"minimal-debian", &debian, "bookworm", "minbase", "minimal-debian"},
+    {"minimal-debian:bookworm", &debian, "bookworm", "minbase", "minimal-debian"},
+    {"minimal-debian:trixie", &debian, "trixie", "minbase", "minimal-debian:trixie"},
+    {"minimal-debian:bullseye", &debian, "bullseye", "minbase", "minimal-debian:bullseye"},
+    {"minimal-ubuntu", &ubuntu, "noble", "minbase", "minimal-ubuntu"},
+    {"minimal-ubuntu:noble", &ubuntu, "noble", "minbase", "minimal-ubuntu"},
+    {"minimal-ubuntu:jammy", &ubuntu, "jammy", "minbase", "minimal-ubuntu:jammy"},
 };
 
 /* What the image is told of where packages come from: the public archive, whoever made the image.
@@ -49,20 +88,20 @@ static const char clean_up[] =
     "rm -f \"$1/etc/resolv.conf\" \"$1/etc/hostname\" \"$1/etc/apt/sources.list\" "
     "\"$1/etc/dpkg/dpkg.cfg.d/99mmdebstrap\"; "
     "rm -rf \"$1\"/etc/apt/sources.list.d/*; "
-    "printf '%s\\n' 'Types: deb' 'URIs: http://deb.debian.org/debian' "
-    "'Suites: SUITE SUITE-updates' 'Components: main' "
-    "'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' '' "
-    "'Types: deb' 'URIs: http://deb.debian.org/debian-security' "
-    "'Suites: SUITE-security' 'Components: main' "
-    "'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' "
-    ">\"$1/etc/apt/sources.list.d/debian.sources\"; "
-    "chmod 0644 \"$1/etc/apt/sources.list.d/debian.sources\"; "
+    "printf '%s\\n' SOURCES"
+    ">\"$1/etc/apt/sources.list.d/DISTRIBUTION.sources\"; "
+    "chmod 0644 \"$1/etc/apt/sources.list.d/DISTRIBUTION.sources\"; "
     "rm -f \"$1\"/var/log/*.log \"$1\"/var/log/apt/* \"$1\"/var/lib/dpkg/*-old "
     "\"$1\"/var/cache/debconf/*-old \"$1\"/var/cache/ldconfig/aux-cache "
     "\"$1\"/var/cache/apt/*.bin; "
     "rm -rf \"$1\"/var/lib/apt/lists/* \"$1\"/var/cache/apt/archives/*; "
     ": >\"$1/etc/machine-id\"; "
     "find \"$1/var/log\" -type f -exec truncate -s 0 {} +";
+
+static const char *mirror_of(const struct settings *settings, const struct recipe *r)
+{
+    return r->of == &ubuntu ? settings->ubuntu_mirror : settings->debian_mirror;
+}
 
 static const struct recipe *find_recipe(const char *name)
 {
@@ -91,8 +130,8 @@ struct release {
     struct cb_digest digest;
 };
 
-static int read_release(const struct cb_buf *text, const char *url, struct release *out,
-                        struct cb_error *err)
+static int read_release(const struct cb_buf *text, const char *url, const struct recipe *recipe,
+                        struct release *out, struct cb_error *err)
 {
     const char *line = text->data ? text->data : "";
     cb_sha256(line, text->len, &out->digest);
@@ -105,7 +144,8 @@ static int read_release(const struct cb_buf *text, const char *url, struct relea
             return 0;
     }
     cb_fail(err, CB_E_CORRUPT, "%s has no date", url);
-    return cb_hint(err, "Is debian_mirror in the settings really the address of an archive?");
+    return cb_hint(err, "Is %s in the settings really the address of an archive?",
+                   recipe->of->setting);
 }
 
 static int ask_release(const char *mirror, const struct recipe *recipe, struct release *out,
@@ -116,8 +156,8 @@ static int ask_release(const char *mirror, const struct recipe *recipe, struct r
         n--;
     CB_AUTO_FREE char *url = cb_xasprintf("%.*s/dists/%s/InRelease", (int)n, mirror, recipe->suite);
     if (strncasecmp(mirror, "http://", 7) != 0 && strncasecmp(mirror, "https://", 8) != 0)
-        return cb_fail(err, CB_E_CONFIG, "debian_mirror \"%s\" is no http or https address",
-                       mirror);
+        return cb_fail(err, CB_E_CONFIG, "%s \"%s\" is no http or https address",
+                       recipe->of->setting, mirror);
     struct http_client *c = http_client_new(0);
     struct http_request req = {.url = url, .body_max = CB_JSON_MAX};
     struct http_response res = HTTP_RESPONSE_INIT;
@@ -130,11 +170,11 @@ static int ask_release(const char *mirror, const struct recipe *recipe, struct r
             break;
     }
     if (rc == 0 && res.status == 200)
-        rc = read_release(&res.body, url, out, err);
+        rc = read_release(&res.body, url, recipe, out, err);
     else if (rc == 0) {
         cb_fail(err, res.status == 404 ? CB_E_NOTFOUND : CB_E_NET, "%s: the server answered %ld",
                 url, res.status);
-        rc = cb_hint(err, "Check debian_mirror in the settings.");
+        rc = cb_hint(err, "Check %s in the settings.", recipe->of->setting);
     }
     http_response_release(&res);
     http_client_free(c);
@@ -182,7 +222,8 @@ static bool mentions(const char *text, const char *const *words)
     return false;
 }
 
-static int raise_mmdebstrap(int status, const struct complaints *c, struct cb_error *err)
+static int raise_mmdebstrap(int status, const struct recipe *r, const struct complaints *c,
+                            struct cb_error *err)
 {
     static const char *const network[] = {
         "could not resolve", "temporary failure", "unable to connect", "connection",
@@ -199,11 +240,11 @@ static int raise_mmdebstrap(int status, const struct complaints *c, struct cb_er
     }
     if (mentions(text, keys)) {
         cb_fail(err, CB_E_ENV, "mmdebstrap: %s: %s", how, text);
-        return cb_hint(err, "apt-get install debian-archive-keyring");
+        return cb_hint(err, "apt-get install %s", r->of->keys_in);
     }
     if (mentions(text, network)) {
         cb_fail(err, CB_E_NET, "mmdebstrap: %s: %s", how, text);
-        return cb_hint(err, "Check the network and debian_mirror in the settings.");
+        return cb_hint(err, "Check the network and %s in the settings.", r->of->setting);
     }
     if (mentions(text, rights)) {
         cb_fail(err, CB_E_ENV, "mmdebstrap: %s: %s", how, text);
@@ -271,17 +312,29 @@ static void make_env(int64_t epoch, const char *tmp, struct cb_strv *env)
         cb_strv_addf(env, "TMPDIR=%s", tmp);
 }
 
-static char *hook_text(const char *suite)
+/* Adds @text with its words in capitals replaced. */
+static void expand(const char *text, const struct recipe *r, struct cb_buf *out)
 {
-    CB_AUTO_BUF b = CB_BUF_INIT(16 << 10);
-    for (const char *s = clean_up; *s;) {
-        if (strncmp(s, "SUITE", 5) == 0) {
-            (void)cb_buf_adds(&b, suite);
-            s += 5;
+    while (*text) {
+        if (strncmp(text, "SOURCES", 7) == 0) {
+            expand(r->of->sources, r, out);
+            text += 7;
+        } else if (strncmp(text, "DISTRIBUTION", 12) == 0) {
+            (void)cb_buf_adds(out, r->of->name);
+            text += 12;
+        } else if (strncmp(text, "SUITE", 5) == 0) {
+            (void)cb_buf_adds(out, r->suite);
+            text += 5;
         } else {
-            (void)cb_buf_add(&b, s++, 1);
+            (void)cb_buf_add(out, text++, 1);
         }
     }
+}
+
+static char *hook_text(const struct recipe *r)
+{
+    CB_AUTO_BUF b = CB_BUF_INIT(16 << 10);
+    expand(clean_up, r, &b);
     return cb_buf_take(&b);
 }
 
@@ -301,7 +354,7 @@ static bool can_unshare(void)
 static void make_argv(const struct recipe *r, const char *arch, const char *mirror,
                       struct cb_strv *argv)
 {
-    CB_AUTO_FREE char *hook = hook_text(r->suite);
+    CB_AUTO_FREE char *hook = hook_text(r);
     if (geteuid() == 0 && can_unshare()) {
         static const char *const outer[] = {"unshare", "--mount",      "--pid",
                                             "--fork",  "--kill-child", "--mount-proc"};
@@ -313,6 +366,10 @@ static void make_argv(const struct recipe *r, const char *arch, const char *mirr
     cb_strv_addf(argv, "--variant=%s", r->variant);
     cb_strv_addf(argv, "--architectures=%s", arch);
     cb_strv_add(argv, "--format=tar");
+    if (r->of->keyring)
+        cb_strv_addf(argv, "--keyring=%s", r->of->keyring);
+    if (r->of->include)
+        cb_strv_addf(argv, "--include=%s", r->of->include);
     /* a tree that a crash leaves is thrown away: dpkg need not wait for the disk at each package.
      * The hook removes the file that says so. */
     cb_strv_add(argv, "--dpkgopt=force-unsafe-io");
@@ -361,7 +418,7 @@ static int run_mmdebstrap(const struct recipe *r, const char *arch, const char *
     else
         rc = cb_proc_wait(pid, -1, &status, err);
     if (rc >= 0)
-        rc = status == 0 ? 0 : raise_mmdebstrap(status, &said, err);
+        rc = status == 0 ? 0 : raise_mmdebstrap(status, r, &said, err);
     complaints_release(&said);
     return rc;
 }
@@ -498,10 +555,17 @@ static int make(struct store *s, const struct settings *settings, const struct r
         cb_fail(err, CB_E_ENV, "making it needs mmdebstrap, which this machine does not have");
         return cb_hint(err, "apt-get install mmdebstrap");
     }
-    note(p, "making %s from %s; this is done once", r->name, settings->debian_mirror);
-    int rc = ask_release(settings->debian_mirror, r, &from, err);
+    if (r->of->keyring && !cb_path_exists(r->of->keyring)) {
+        cb_fail(err, CB_E_ENV, "making it needs %s, which this machine does not have",
+                r->of->keyring);
+        return cb_hint(err, "It is in the distribution's package %s; copy it here.",
+                       r->of->keys_in);
+    }
+    const char *mirror = mirror_of(settings, r);
+    note(p, "making %s from %s; this is done once", r->name, mirror);
+    int rc = ask_release(mirror, r, &from, err);
     if (rc == 0)
-        rc = make_layer(s, r, arch, settings->debian_mirror, from.epoch, p, &layer, err);
+        rc = make_layer(s, r, arch, mirror, from.epoch, p, &layer, err);
     if (rc == 0)
         rc = put_image(s, r, arch, from.epoch, &layer, &manifest, err);
     if (rc == 0)

@@ -19,8 +19,9 @@ static const char accepted[] =
     "template:NAME[:version], a built-in one (minimal-debian, minimal-debian:trixie), or scratch";
 
 /* layers/builtin.c has the recipe of each. */
-static const char *const builtins[] = {"minimal-debian", "minimal-debian:bookworm",
-                                       "minimal-debian:trixie", "minimal-debian:bullseye"};
+static const char *const builtins[] = {
+    "minimal-debian", "minimal-debian:bookworm", "minimal-debian:trixie", "minimal-debian:bullseye",
+    "minimal-ubuntu", "minimal-ubuntu:noble",    "minimal-ubuntu:jammy"};
 
 bool image_ref_is_builtin(const char *text)
 {
@@ -387,7 +388,7 @@ static int parse(const char *text, struct image_ref *out, struct cb_error *err)
         out->path = cb_xstrdup(text);
         return 0;
     }
-    if (strncmp(text, "minimal-debian:", 15) == 0)
+    if (strncmp(text, "minimal-debian:", 15) == 0 || strncmp(text, "minimal-ubuntu:", 15) == 0)
         return refuse_builtin(text, err);
     for (size_t i = 0; i < sizeof(schemes) / sizeof(schemes[0]); i++) {
         size_t n = strlen(schemes[i].prefix);

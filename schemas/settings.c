@@ -20,6 +20,7 @@
 #define MIRRORS_MAX 8u
 #define FETCHES_MAX 16
 #define DEBIAN_MIRROR "http://deb.debian.org/debian"
+#define UBUNTU_MIRROR "http://archive.ubuntu.com/ubuntu"
 
 static const char url_accepts[] = "a URL such as https://mirror.example.com, without user or query";
 static const char proxy_accepts[] = "the URL of a proxy such as http://proxy.example.com:3128";
@@ -243,6 +244,7 @@ static bool read_registries(struct reader *r, const struct at *at, const struct 
 static const struct field settings_fields[] = {
     {.name = "home", .read = read_path, .offset = AT(home)},
     {.name = "debian_mirror", .read = read_url, .offset = AT(debian_mirror)},
+    {.name = "ubuntu_mirror", .read = read_url, .offset = AT(ubuntu_mirror)},
     {.name = "kernel", .read = read_path, .offset = AT(kernel)},
     {.name = "isolation", .read = read_choice, .offset = AT(isolation), .more = isolations},
     {.name = "pull", .read = read_choice, .offset = AT(pull), .more = pulls},
@@ -411,6 +413,7 @@ static void read_environment(struct settings *s, struct config_problems *p)
     choice_variable("CAPSULE_BUILD_PULL", pulls, "one of always, missing, never", &s->pull, p);
     path_variable("CAPSULE_BUILD_CA_BUNDLE", &s->ca_bundle, p);
     url_variable("CAPSULE_BUILD_DEBIAN_MIRROR", url_accepts, &s->debian_mirror, p);
+    url_variable("CAPSULE_BUILD_UBUNTU_MIRROR", url_accepts, &s->ubuntu_mirror, p);
     url_variable("CAPSULE_BUILD_PROXY", proxy_accepts, &s->proxy, p);
     const char *list = variable("CAPSULE_BUILD_REGISTRY_MIRRORS");
     for (const char *at = list; at && *at;) {
@@ -464,6 +467,7 @@ int settings_load_files(const char *const *files, size_t n, bool last_required,
     struct settings *s = cb_xcalloc(1, sizeof(*s));
     s->home = default_home();
     s->debian_mirror = cb_xstrdup(DEBIAN_MIRROR);
+    s->ubuntu_mirror = cb_xstrdup(UBUNTU_MIRROR);
     s->isolation = cb_xstrdup("auto");
     s->pull = cb_xstrdup("always");
     for (size_t i = 0; i < n; i++)
@@ -560,6 +564,7 @@ void settings_free(struct settings *s)
     free(s->registries);
     free(s->home);
     free(s->debian_mirror);
+    free(s->ubuntu_mirror);
     free(s->kernel);
     free(s->signing_key);
     free(s->isolation);

@@ -1,7 +1,7 @@
 /* settings: how this installation works, as opposed to what a build is.
  * Read from /etc/capsule-build/config.yaml, then $XDG_CONFIG_HOME (or ~/.config)
  * /capsule-build/config.yaml, then --config FILE; then come the variables CAPSULE_BUILD_HOME,
- * _DEBIAN_MIRROR, _KERNEL, _SIGNING_KEY, _ISOLATION, _PULL, _PROXY, _CA_BUNDLE and
+ * _DEBIAN_MIRROR, _UBUNTU_MIRROR, _KERNEL, _SIGNING_KEY, _ISOLATION, _PULL, _PROXY, _CA_BUNDLE and
  * _REGISTRY_MIRRORS ("HOST=URL,HOST=URL"), then flags (which the CLI applies). Later wins, field by
  * field. */
 #pragma once
@@ -28,6 +28,7 @@ struct registry_settings {
 
 struct settings {
     char *home;          /* $CAPSULE_BUILD_HOME */
+    char *ubuntu_mirror; /* for minimal-ubuntu */
     char *debian_mirror; /* for kernels and minimal-debian while building */
     char *kernel;        /* a bzImage to use instead of the distribution's, or NULL */
     char *isolation;     /* "auto", "vm", "container" */

@@ -572,6 +572,9 @@ class Builtins(E2E):
         self.assertEqual(self.home.manifest("builtin")["lock"]["base_image"], "minimal-debian:trixie")
         self.ends(self.build("minimal-debian:bullseye"), 1, "dists/bullseye/InRelease: the server answered 404",
                   "debian_mirror")
+        if not os.path.exists("/usr/share/keyrings/ubuntu-archive-keyring.gpg"):
+            self.ends(self.build("minimal-ubuntu"), 3, "ubuntu-archive-keyring.gpg, which this machine does not have",
+                      "package ubuntu-keyring")
         self.ends(self.build("minimal-debian:buzz"), 2, "the built-in base images are minimal-debian, ")
 
 

@@ -9,9 +9,11 @@
 #include <unistd.h>
 
 static const char *const variables[] = {
-    "CAPSULE_BUILD_HOME",        "CAPSULE_BUILD_DEBIAN_MIRROR", "CAPSULE_BUILD_KERNEL",
-    "CAPSULE_BUILD_SIGNING_KEY", "CAPSULE_BUILD_ISOLATION",     "CAPSULE_BUILD_PULL",
-    "CAPSULE_BUILD_PROXY",       "CAPSULE_BUILD_CA_BUNDLE",     "CAPSULE_BUILD_REGISTRY_MIRRORS"};
+    "CAPSULE_BUILD_HOME",          "CAPSULE_BUILD_DEBIAN_MIRROR",
+    "CAPSULE_BUILD_UBUNTU_MIRROR", "CAPSULE_BUILD_KERNEL",
+    "CAPSULE_BUILD_SIGNING_KEY",   "CAPSULE_BUILD_ISOLATION",
+    "CAPSULE_BUILD_PULL",          "CAPSULE_BUILD_PROXY",
+    "CAPSULE_BUILD_CA_BUNDLE",     "CAPSULE_BUILD_REGISTRY_MIRRORS"};
 
 static void clean_environment(void)
 {
@@ -45,6 +47,7 @@ static void test_defaults(void **state)
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     assert_ok(settings_load_files(NULL, 0, false, &s, &p, &err), &err);
     assert_string_equal(s->debian_mirror, "http://deb.debian.org/debian");
+    assert_string_equal(s->ubuntu_mirror, "http://archive.ubuntu.com/ubuntu");
     assert_string_equal(s->isolation, "auto");
     assert_string_equal(s->pull, "always");
     assert_null(s->kernel);
@@ -163,6 +166,7 @@ static void test_the_environment_is_over_files(void **state)
     setenv("CAPSULE_BUILD_KERNEL", "/boot/vmlinuz", 1);
     setenv("CAPSULE_BUILD_SIGNING_KEY", "/k/key.pem", 1);
     setenv("CAPSULE_BUILD_DEBIAN_MIRROR", "http://127.0.0.1:3142/debian/", 1);
+    setenv("CAPSULE_BUILD_UBUNTU_MIRROR", "http://127.0.0.1:3142/ubuntu", 1);
     setenv("CAPSULE_BUILD_REGISTRY_MIRRORS", "docker.io=http://127.0.0.1:5000,,ghcr.io=https://m",
            1);
     struct settings *s = NULL;
@@ -175,6 +179,7 @@ static void test_the_environment_is_over_files(void **state)
     assert_string_equal(s->kernel, "/boot/vmlinuz");
     assert_string_equal(s->signing_key, "/k/key.pem");
     assert_string_equal(s->debian_mirror, "http://127.0.0.1:3142/debian");
+    assert_string_equal(s->ubuntu_mirror, "http://127.0.0.1:3142/ubuntu");
     assert_string_equal(settings_find_registry(s, "docker.io")->mirror, "http://127.0.0.1:5000");
     assert_string_equal(settings_find_registry(s, "ghcr.io")->mirror, "https://m");
     settings_free(s);
