@@ -177,6 +177,7 @@ static size_t gather_layers(const struct build *b, struct layer_blob **out)
 int build_image(struct build *b, struct image_fetching *f, struct cb_error *err)
 {
     CB_AUTO_FREE struct layer_blob *layers = NULL;
+    boot_info_make(b, &b->boot); /* the agent's layer is made of it */
     int rc = make_agent_layer(b, err);
     if (rc < 0) {
         CB_AUTO_ERROR also = CB_ERROR_INIT;
@@ -391,7 +392,6 @@ static int publish(struct build *b, struct build_result *out, struct cb_error *e
 
 int build_finish(struct build *b, struct build_result *out, struct cb_error *err)
 {
-    boot_info_make(b, &b->boot);
     int rc = make_image(b, err);
     if (rc >= 0)
         rc = check_boot(b, err);
