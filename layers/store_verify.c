@@ -158,23 +158,29 @@ static int check_item(void *arg, unsigned worker, size_t n, struct cb_error *non
 
 /* -- images: one after the other, each by all threads -- */
 
-/* The chunk size is in the map, or else in the manifests that name the image; all of those that
- * were ever published without a map have the default. */
+/* The chunk size is in the map; without one it is what images have now, or what they had when there
+ * were no maps. */
 static int map_image(struct verify *v, const struct item *it, int fd, struct chunk_map *map,
                      struct cb_error *err)
 {
+    static const uint32_t without_maps = 1u << 20;
     CB_AUTO_CHUNK_MAP known = {0};
-    uint32_t size = CHUNK_SIZE_DEFAULT;
-    if (store_map_get(v->s, &it->id, &known, NULL) == 0)
-        size = known.chunk_size;
-    int rc = chunk_map_make(fd, size, map, err);
-    struct cb_digest is;
-    if (rc == 0) {
+    (void)store_map_get(v->s, &it->id, &known, NULL);
+    uint32_t sizes[] = {known.chunk_size, known.chunk_size ? 0 : CHUNK_SIZE_DEFAULT,
+                        known.chunk_size ? 0 : without_maps};
+    struct cb_digest is = {{0}};
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+        if (sizes[i] == 0 || (i > 0 && sizes[i] == sizes[i - 1]))
+            continue;
+        chunk_map_release(map);
+        int rc = chunk_map_make(fd, sizes[i], map, err);
+        if (rc < 0)
+            return rc;
         chunk_map_digest(map, &is);
-        if (!cb_digest_eq(&is, &it->id))
-            rc = wrong_digest(err, &is);
+        if (cb_digest_eq(&is, &it->id))
+            return 0;
     }
-    return rc;
+    return wrong_digest(err, &is);
 }
 
 static bool item_is_bad(const struct verify *v, const struct item *it)
@@ -317,28 +323,41 @@ static void check_versions(struct verify *v)
 
 /* -- who is hit, and what can be done -- */
 
-static bool leads_to(const struct inventory *inv, const struct item *from, uint32_t to)
+/* Says of every bad item that @it leads to that @version needs it. */
+static void hit(struct verify *v, const struct item *it, const char *version, uint32_t stamp,
+                uint32_t *seen, struct cb_buf *hits)
 {
-    for (size_t i = 0; i < from->n_refs; i++)
-        if (from->refs[i] == to || leads_to(inv, &inv->v[from->refs[i]], to))
-            return true;
-    return false;
+    for (size_t i = 0; i < it->n_refs; i++) {
+        uint32_t r = it->refs[i];
+        if (seen[r] == stamp)
+            continue;
+        seen[r] = stamp;
+        struct cb_buf *b = v->fault[r] ? &hits[v->fault[r] - 1] : NULL;
+        if (b)
+            (void)cb_buf_addf(b, "%s%s", b->len ? ", " : "", version);
+        hit(v, &v->inv.v[r], version, stamp, seen, hits);
+    }
 }
 
 static void name_hits(struct verify *v)
 {
+    if (v->out->n == 0)
+        return;
+    CB_AUTO_FREE uint32_t *seen = cb_xcalloc(v->inv.n + 1, sizeof(*seen));
+    CB_AUTO_FREE struct cb_buf *hits = cb_xcalloc(v->out->n, sizeof(*hits));
+    for (size_t i = 0; i < v->out->n; i++)
+        cb_buf_init(&hits[i], 64 << 10);
     for (uint32_t i = 0; i < v->inv.n; i++) {
-        if (!v->fault[i] || v->inv.v[i].kind == STORE_VERSIONS)
+        const struct item *it = &v->inv.v[i];
+        if (it->kind != STORE_VERSIONS)
             continue;
-        CB_AUTO_BUF hits = CB_BUF_INIT(64 << 10);
-        for (size_t j = 0; j < v->inv.n; j++) {
-            const struct item *it = &v->inv.v[j];
-            if (it->kind == STORE_VERSIONS && leads_to(&v->inv, it, i))
-                (void)cb_buf_addf(&hits, "%s%s version %llu", hits.len ? ", " : "",
-                                  v->inv.names.v[it->template], (unsigned long long)it->version);
-        }
-        if (hits.len)
-            v->out->v[v->fault[i] - 1].hits = cb_buf_take(&hits);
+        CB_AUTO_FREE char *version = name_of(v, it);
+        hit(v, it, version, i + 1, seen, hits);
+    }
+    for (size_t i = 0; i < v->out->n; i++) {
+        if (hits[i].len)
+            v->out->v[i].hits = cb_buf_take(&hits[i]);
+        cb_buf_release(&hits[i]);
     }
 }
 
