@@ -125,10 +125,12 @@ static int make_uki(struct disk *d, uint64_t *size, struct cb_error *err)
     if (stub < 0)
         return export_missing(d->x, STUB, "systemd-boot-efi", err);
     int rc = open_part(d->x, &t->initramfs, "initramfs", &initrd, err);
-    CB_AUTO_FD initrd_fd = initrd.fd;
+    CB_AUTO_FD initrd_fd = rc == 0 ? initrd.fd : -1;
     if (rc == 0)
         rc = open_part(d->x, &t->kernel, "kernel", &kernel, err);
     CB_AUTO_FD kernel_fd = rc == 0 ? kernel.fd : -1;
+    (void)initrd_fd; /* both are only closed, which clang takes for no use */
+    (void)kernel_fd;
     CB_AUTO_FD to = rc == 0 ? export_create(d->x, "uki", err) : -1;
     if (rc < 0 || to < 0)
         return rc < 0 ? rc : to;
