@@ -36,7 +36,7 @@ def run(program, *args, **env):
 
 class Programs(unittest.TestCase):
     def setUp(self):
-        self.folder = Path(tempfile.mkdtemp())
+        self.folder = Path(tempfile.mkdtemp(dir=BUILD))  # where programs can be started: /tmp may be noexec
         self.addCleanup(shutil.rmtree, self.folder)
 
     def test_the_supervisor_links_no_parser(self):
