@@ -560,7 +560,8 @@ class Builtins(E2E):
         self.ok(self.build("minimal-debian"))
         self.ok(self.build("minimal-debian:bookworm"))
         self.assertFalse(self.calls.exists(), "both are in the test cache, as one")
-        self.assertEqual(list(self.home.versions("builtin")), [1], "the same image by another name")
+        images = {m["image"]["digest"] for m in self.home.versions("builtin").values()}
+        self.assertEqual(len(images), 1, "the same image by another name")
         got = self.ok(self.build("minimal-debian:trixie"))
         self.assertIn("making minimal-debian:trixie from http://127.0.0.1", got.notes)
         calls = self.calls.read_text().splitlines()
