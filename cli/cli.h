@@ -39,7 +39,8 @@ struct cli_args {
     uint64_t version;
     uint64_t max_bytes, keep; /* gc; 0: what the settings say */
     int64_t min_age_s;        /* gc; -1: not given */
-    bool sbom, provenance, stat;
+    bool sbom, provenance, stat, sizes;
+    unsigned depth, top; /* 0: the defaults */
     const char *verify_key;
     bool dry_run, repair;
     const char *format, *output, *with_kernel; /* export */
@@ -66,6 +67,7 @@ int cmd_gc(struct cli_args *a);
 int cmd_df(struct cli_args *a);
 int cmd_verify(struct cli_args *a);
 int cmd_diff(struct cli_args *a);
+int cmd_show_sizes(struct cli_args *a);
 
 /* show --sbom, --provenance, --verify-signature. The exit status, after printing. */
 int cli_show_documents(struct cli_args *a, struct store *store, const struct template_manifest *m);

@@ -46,6 +46,9 @@ enum {
     OPT_KEEP_ZSTD,
     OPT_WITH_KERNEL,
     OPT_STAT,
+    OPT_SIZES,
+    OPT_DEPTH,
+    OPT_TOP,
     OPT_SBOM,
     OPT_PROVENANCE,
     OPT_VERIFY_SIGNATURE,
@@ -101,6 +104,9 @@ static const struct option list_options[] = {
 static const struct option show_options[] = {
     SETTINGS_OPTIONS,
     {"json", no_argument, NULL, OPT_JSON},
+    {"sizes", no_argument, NULL, OPT_SIZES},
+    {"depth", required_argument, NULL, OPT_DEPTH},
+    {"top", required_argument, NULL, OPT_TOP},
     {"sbom", no_argument, NULL, OPT_SBOM},
     {"provenance", no_argument, NULL, OPT_PROVENANCE},
     {"verify-signature", required_argument, NULL, OPT_VERIFY_SIGNATURE},
@@ -178,6 +184,7 @@ static const struct subcommand {
     {"templates", FRONT(cmd_templates), list_options, 0, 2, "templates [rm NAME[:VERSION]]",
      "published templates; rm removes one"},
     {"show", FRONT(cmd_show), show_options, 1, 1, "show NAME", "what a template is made of"},
+    {"show-sizes", JOB(cmd_show_sizes), show_options, 1, 1, NULL, NULL}, /* show --sizes */
     {"diff", JOB(cmd_diff), diff_options, 2, 2, "diff A B [--stat]",
      "files that differ; A, B: NAME[:VERSION][/LAYER]"},
     {"boot", JOB(cmd_boot), boot_options, 1, 1, "boot NAME [--exec CMD ARGS...]",
@@ -242,6 +249,7 @@ static void print_help(FILE *out)
         "  --keep-zstd                      (oci) layers as they are, not all in gzip\n"
         "  --with-kernel DIR                (ext4) kernel, initramfs and command line beside it\n"
         "\nShowing (show NAME):\n"
+        "  --sizes [--depth N] [--top N]    where its bytes are, by layer and by folder\n"
         "  --sbom                           its packages, as SPDX 2.3 JSON\n"
         "  --provenance                     how it was made, as an in-toto statement (SLSA)\n"
         "  --verify-signature KEY           are both signed by this public key, and about it\n"
@@ -372,6 +380,13 @@ static int set_option(struct cli_args *a, int opt, const char *value)
     case OPT_DRY_RUN: a->dry_run = true; return 0;
     case OPT_REPAIR: a->repair = true; return 0;
     case OPT_JSON: a->json = true; return 0;
+    case OPT_SIZES: a->sizes = true; return 0;
+    case OPT_DEPTH:
+    case OPT_TOP:
+        if (!parse_number(value, 1, 1000, &n))
+            return bad_usage("%s: not a number from 1 to 1000", value);
+        *(opt == OPT_TOP ? &a->top : &a->depth) = (unsigned)n;
+        return 0;
     case OPT_STAT: a->stat = true; return 0;
     case OPT_SBOM: a->sbom = true; return 0;
     case OPT_PROVENANCE: a->provenance = true; return 0;
@@ -527,6 +542,13 @@ int main(int argc, char **argv)
     const struct subcommand *sc = find_subcommand(argv[1]);
     if (!sc)
         return run(&subcommands[0], argc, argv);
+    static char sizes[] = "show-sizes"; /* the one way to `show` that looks into an image */
+    for (int i = 2; i < argc && strcmp(sc->name, "show") == 0; i++) {
+        if (strncmp(argv[i], "--si", 4) == 0) {
+            argv[1] = sizes;
+            return become_job(argv);
+        }
+    }
     return sc->run ? run(sc, argc - 1, argv + 1) : become_job(argv);
 }
 

@@ -80,7 +80,7 @@ struct template_manifest {
     struct cb_strv entrypoint, cmd;
     struct boot_info boot;
     bool boot_checked; /* the image was booted and became ready before it was published */
-    /* Documents about it, all blobs; all zero when absent. */
+    /* Documents about it (docs/provenance.md), all blobs; all zero when absent. */
     struct cb_digest sbom;              /* SPDX: the packages in the image */
     struct cb_digest provenance;        /* in-toto statement: how it was made */
     struct cb_digest sbom_signed;       /* the same, each in a signed DSSE envelope */

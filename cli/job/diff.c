@@ -148,8 +148,7 @@ static void print_entry(const struct diff_entry *e)
 
 /* ---- JSON ---- */
 
-/* A path is bytes. One that is not UTF-8 is also given in hex, and shown with what can be shown. */
-static void set_path(json_t *o, const char *path)
+void cli_json_path(json_t *o, const char *path)
 {
     json_t *text = json_string(path);
     if (!text) {
@@ -189,7 +188,7 @@ static void json_entry(struct printer *p, const struct diff_entry *e)
     static const char *const kinds[] = {"added", "removed", "changed"};
     json_auto_t *o = json_pack("{s:s, s:o*, s:o*}", "change", kinds[e->kind], "before", facts(e->a),
                                "after", facts(e->b));
-    set_path(o, (e->b ? e->b : e->a)->path);
+    cli_json_path(o, (e->b ? e->b : e->a)->path);
     if (e->kind == DIFF_CHANGED)
         (void)json_object_set_new(o, "changed", changes(e->what));
     fputs(p->first ? "\n" : ",\n", stdout);

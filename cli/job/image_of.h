@@ -23,3 +23,6 @@ struct image_of {
  * store is made, and goes away with image_of_release(). */
 int image_of_open(struct store *s, const char *word, struct image_of *out, struct cb_error *err);
 void image_of_release(struct image_of *i);
+/* Sets "path" in @o. A path is bytes: one that is not UTF-8 is also given in hex ("path_hex"), and
+ * shown with what can be shown. */
+void cli_json_path(json_t *o, const char *path);

@@ -172,6 +172,27 @@ class Documents(E2E):
                               (("differing", "differing:x"), 2, "not NAME"), (("nothing", "differing"), 1, "nothing")):
             self.ends(self.home.run("diff", *args), rc, why)
 
+    def test_sizes(self):
+        self.build(self.write("sized"))
+        d = json.loads(self.ok(self.home.run("show", "sized", "--sizes", "--json", "--depth", "3", "--top", "500")).out)
+        layers = {l["name"]: l for l in d["layers"]}
+        self.assertEqual([l["name"] for l in d["layers"]], self.home.layer_names("sized"))
+        for l, blob in zip(d["layers"], self.home.manifest("sized")["layers"]):
+            self.assertEqual(l["compressed_bytes"], blob["size"])
+        tools = layers["tools"]
+        self.assertGreaterEqual(tools["content_bytes"] - tools["kept_bytes"], 100000)  # /opt/t/big, which app removes
+        self.assertGreater(layers["_base"]["kept_bytes"], 10_000_000)
+        self.assertEqual(d["other"]["kept_bytes"], 0)
+        folders = {f["path"]: f for f in d["folders"]}
+        self.assertEqual((folders["opt/t"]["files"], folders["opt/t"]["content_bytes"]), (2, 8))
+        self.assertGreaterEqual(folders["."]["allocated_bytes"], folders["usr"]["allocated_bytes"])
+        self.assertEqual(folders["."]["content_bytes"] >= sum(l["kept_bytes"] for l in d["layers"]), True)
+        sizes = [f["allocated_bytes"] for f in d["folders"]]
+        self.assertEqual(sizes, sorted(sizes, reverse=True))
+        text = self.ok(self.home.run("show", "--sizes", "sized", "--top", "3")).out
+        self.assertEqual(len(re.findall(r"(?m)  /", text)), 3)
+        self.ends(self.home.run("show", "--sizes", "nothing"), 1, "there is no template nothing")
+
 
 if __name__ == "__main__":
     unittest.main()
