@@ -132,6 +132,10 @@ static int up_to_date(struct build *b, struct build_result *out, struct cb_error
     }
     emit_note(&b->em, "nothing changed: %s version %llu is up to date, no machine was started",
               b->name, (unsigned long long)b->published);
+    if (b->settings->signing_key && b->published_unsigned)
+        emit_warning(&b->em,
+                     "version %llu was published without a signature; --force makes one with it",
+                     (unsigned long long)b->published);
     out->version = b->published;
     out->up_to_date = true;
     return 0;

@@ -44,8 +44,9 @@ struct build {
     size_t n_layers;
     struct cache_key task_key; /* of the task's layer on top of them, when there is a task */
     struct cache_key template_key;
-    uint64_t published; /* the version that has this key already and will do, 0: none */
-    uint64_t unbooted;  /* one that has it and will not: it was never booted */
+    uint64_t published;      /* the version that has this key already and will do, 0: none */
+    bool published_unsigned; /* it was published without a signature */
+    uint64_t unbooted;       /* one that has it and will not: it was never booted */
     uint64_t size_bytes_asked;
     bool have_lower; /* what the first missing layer stands on was made while it arrived */
 

@@ -303,6 +303,8 @@ static int find_published(struct build *b, struct cb_error *err)
         b->published = m->version;
     else
         b->unbooted = m->version;
+    static const struct cb_digest none;
+    b->published_unsigned = cb_digest_eq(&m->provenance_signed, &none);
     template_manifest_free(m);
     return 0;
 }

@@ -137,6 +137,17 @@ class Documents(E2E):
             self.ends(self.home.run(path, env=self.environment(key)), 2, "signing_key: ", why)
         self.assertEqual(len(self.home.builds()), before)  # said before anything begins
 
+    def test_unsigned(self):
+        path = self.write("plain")
+        self.build(path)
+        self.assertEqual(set(self.home.manifest("plain")["documents"]), {"sbom", "provenance"})
+        key = self.key("later.pem", "-algorithm", "ed25519")
+        public = self.folder / "later.pub"
+        openssl("pkey", "-in", key, "-pubout", "-out", public)
+        self.ends(self.home.run("show", "plain", "--verify-signature", public), 1, "the provenance is not signed")
+        self.assertIn("published without a signature; --force", self.build(path, key).text)
+        self.assertEqual(set(self.home.versions("plain")), {1})
+
     def test_diff(self):
         self.build(self.write("differing"))
         self.build(self.write("differing", {"name": "last", "init_commands": [
