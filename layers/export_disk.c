@@ -115,7 +115,7 @@ static int make_uki(struct disk *d, uint64_t *size, struct cb_error *err)
     const struct template_manifest *t = d->x->s->t;
     /* the last console is the one that init gets: the serial one of the template */
     CB_AUTO_FREE char *words =
-        cb_xasprintf("console=tty0 %s root=PARTLABEL=%s", t->cmdline, d->label);
+        cb_xasprintf("console=tty0 %s root=PARTLABEL=%s capsule.ip=dhcp", t->cmdline, d->label);
     CB_AUTO_FREE char *os =
         cb_xasprintf("ID=capsule-build\nNAME=capsule-build\nPRETTY_NAME=\"%s version %" PRIu64
                      "\"\nVERSION_ID=%" PRIu64 "\n",

@@ -292,15 +292,33 @@ int build_loop(const struct build_mode *m, struct chan *c);
 struct cmdline {
     char mode[16], ip[24], gw[16], dns[64], hostname[65];
     char root[80]; /* root=: "PARTLABEL=NAME" or "/dev/NAME"; empty: the disk with that serial */
-    unsigned prefix;
-    bool reboot_ends; /* capsule.poweroff=reboot: a machine without a power switch */
-    bool no_shell;    /* capsule.shell=0 */
+    unsigned prefix, mtu; /* mtu 0: as it is */
+    bool reboot_ends;     /* capsule.poweroff=reboot: a machine without a power switch */
+    bool no_shell;        /* capsule.shell=0 */
 };
 void cmdline_parse(const char *text, struct cmdline *c);
 void cmdline_read(struct cmdline *c);
 /* Says it on the console, which is our stderr. */
 void console_say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void machine_end(const struct cmdline *c);
+
+/* --- dhcp.c --- */
+
+struct dhcp_lease {
+    char ip[24], gw[16], dns[64]; /* as in struct cmdline; empty: not given */
+    unsigned prefix, mtu;         /* mtu 0: not given */
+    uint32_t address, server, seconds;
+    uint8_t type;
+};
+/* An IP packet that answers our question @xid. False: it is none, or is malformed. */
+bool dhcp_parse(const uint8_t *p, size_t n, uint32_t xid, const uint8_t mac[6],
+                struct dhcp_lease *out);
+/* Asks on @interface, which is up, for at most 16 seconds. */
+int dhcp_get(const char *interface, struct dhcp_lease *out, struct fail *f);
+
+/* capsule.ip=dhcp: asks, and puts the answer in the place of that word. What is wrong is said on
+ * the console; then, or without an interface, there is no address. */
+void network_ask(struct cmdline *c);
 /* "a.b.c.d" to an address in network order. */
 bool ipv4_parse(const char *s, uint32_t *out);
 /* lo, and the first other interface with the address of the command line. */

@@ -538,6 +538,7 @@ static void prepare(struct boot *b)
     set_up_console();
     cmdline_read(&b->cmd);
     load_conf(b);
+    network_ask(&b->cmd);
     name_machine(b);
     if (network_up(&b->cmd, &f) < 0)
         console_say("%s", f.text);

@@ -23,6 +23,8 @@
 #include <unistd.h>
 
 #define DEVICE_WAIT_MS 10000
+#define DHCP_DEVICE_WAIT_MS 1000 /* a disk may well run without a network */
+#define MTU_MIN 576u
 
 void console_say(const char *fmt, ...)
 {
@@ -215,12 +217,23 @@ static int configure(int fd, const char *name, const struct cmdline *c, struct f
     set_address(&r.ifr_netmask, c->prefix ? htonl(~0u << (32 - c->prefix)) : 0);
     if (ioctl(fd, SIOCSIFNETMASK, &r) < 0)
         return fail_sys(f, errno, "set the netmask of %s", name);
+    r.ifr_mtu = (int)c->mtu;
+    if (c->mtu >= MTU_MIN && ioctl(fd, SIOCSIFMTU, &r) < 0)
+        console_say("%s: MTU %u: %s", name, c->mtu, strerror(errno));
     if (interface_up(fd, name) < 0)
         return fail_sys(f, errno, "bring %s up", name);
     if (!c->gw[0])
         return 0;
     if (!ipv4_parse(c->gw, &gw))
         return fail_set(f, FAIL_SYSTEM, "capsule.gw=%s is not an address", c->gw);
+    if (c->prefix == 32) { /* clouds give one address, and a gateway that is reached all the same */
+        char dev[IFNAMSIZ];
+        (void)snprintf(dev, sizeof dev, "%s", name);
+        struct rtentry host = {.rt_flags = RTF_UP | RTF_HOST, .rt_dev = dev};
+        set_address(&host.rt_dst, gw);
+        if (ioctl(fd, SIOCADDRT, &host) < 0 && errno != EEXIST)
+            return fail_sys(f, errno, "route to %s", c->gw);
+    }
     struct rtentry route = {.rt_flags = RTF_UP | RTF_GATEWAY};
     set_address(&route.rt_dst, 0);
     set_address(&route.rt_genmask, 0);
@@ -228,6 +241,35 @@ static int configure(int fd, const char *name, const struct cmdline *c, struct f
     if (ioctl(fd, SIOCADDRT, &route) < 0 && errno != EEXIST)
         return fail_sys(f, errno, "default route by %s", c->gw);
     return 0;
+}
+
+void network_ask(struct cmdline *c)
+{
+    if (strcmp(c->ip, "dhcp") != 0)
+        return;
+    c->ip[0] = 0;
+    char name[IFNAMSIZ] = "";
+    struct dhcp_lease l;
+    struct fail f;
+    int64_t until = now_ms() + DHCP_DEVICE_WAIT_MS;
+    while (!first_interface(name, sizeof name) && now_ms() < until)
+        pause_ms(10);
+    int fd = name[0] ? socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0) : -1;
+    if (fd < 0)
+        return;
+    int rc = interface_up(fd, name) < 0 ? fail_sys(&f, errno, "bring %s up", name)
+                                        : dhcp_get(name, &l, &f);
+    (void)close(fd);
+    if (rc < 0) {
+        console_say("%s", f.text);
+        return;
+    }
+    memcpy(c->ip, l.ip, sizeof c->ip);
+    memcpy(c->gw, l.gw, sizeof c->gw);
+    memcpy(c->dns, l.dns, sizeof c->dns);
+    c->prefix = l.prefix;
+    c->mtu = l.mtu;
+    console_say("%s: %s/%u by DHCP", name, l.ip, l.prefix);
 }
 
 int network_up(const struct cmdline *c, struct fail *f)

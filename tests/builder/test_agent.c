@@ -252,6 +252,73 @@ static void test_kernel_command_line_is_read(void **state)
     assert_true(c.no_shell);
 }
 
+/* An ACK as a server sends it. Returns its length. */
+static size_t make_ack(uint8_t *p)
+{
+    static const uint8_t options[] = {
+        53, 1, 5, 1,  4, 255, 255, 255, 255, 3, 4, 10, 0,  0, 1,  6, 8,   8,   8,   8,   8,  1,
+        1,  1, 1, 26, 2, 5,   180, 51,  4,   0, 0, 14, 16, 0, 54, 4, 169, 254, 169, 254, 255};
+    size_t n = 20 + 8 + 240 + sizeof options;
+    memset(p, 0, n);
+    p[0] = 0x45;
+    p[2] = (uint8_t)(n >> 8);
+    p[3] = (uint8_t)n;
+    p[9] = 17;
+    p[21] = 67;
+    p[23] = 68;
+    p[24] = (uint8_t)((n - 20) >> 8);
+    p[25] = (uint8_t)(n - 20);
+    uint8_t *b = p + 28;
+    memcpy(b, "\2\1\6\0\1\2\3\4", 8);
+    memcpy(b + 16, "\12\0\0\5", 4);
+    memcpy(b + 28, "\xaa\xbb\xcc\xdd\xee\xff", 6);
+    memcpy(b + 236, "\x63\x82\x53\x63", 4);
+    memcpy(b + 240, options, sizeof options);
+    return n;
+}
+
+static void test_dhcp_takes_what_is_for_it(void **state)
+{
+    (void)state;
+    static const uint8_t mac[6] = {0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff};
+    uint8_t p[600];
+    struct dhcp_lease l;
+    size_t n = make_ack(p);
+    assert_true(dhcp_parse(p, n, 0x01020304, mac, &l));
+    assert_string_equal(l.ip, "10.0.0.5");
+    assert_string_equal(l.gw, "10.0.0.1");
+    assert_string_equal(l.dns, "8.8.8.8");
+    assert_int_equal(l.prefix, 32);
+    assert_int_equal(l.mtu, 1460);
+    assert_int_equal(l.seconds, 3600);
+    assert_int_equal(l.type, 5);
+    assert_false(dhcp_parse(p, n, 0x01020305, mac, &l)); /* somebody else's */
+    for (size_t cut = 0; cut < n; cut++)
+        assert_false(dhcp_parse(p, cut, 0x01020304, mac, &l));
+    static const struct {
+        size_t at;
+        uint8_t v;
+    } wrong[] = {{0, 0x65},
+                 {0, 0x44},
+                 {2, 0xff},
+                 {6, 0x20},
+                 {9, 6},
+                 {21, 66},
+                 {23, 67},
+                 {24, 0xff},
+                 {28, 1},
+                 {30, 7},
+                 {28 + 28, 1},
+                 {28 + 236, 0},
+                 {28 + 240 + 4, 200},
+                 {28 + 240 + 6, 254}};
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        (void)make_ack(p);
+        p[wrong[i].at] = wrong[i].v;
+        assert_false(dhcp_parse(p, n, 0x01020304, mac, &l));
+    }
+}
+
 static void test_http_status_is_strict(void **state)
 {
     (void)state;
@@ -330,6 +397,7 @@ int main(void)
         cmocka_unit_test(test_boot_file_comes_back),
         cmocka_unit_test(test_bad_boot_files_are_refused),
         cmocka_unit_test(test_kernel_command_line_is_read),
+        cmocka_unit_test(test_dhcp_takes_what_is_for_it),
         cmocka_unit_test(test_http_status_is_strict),
         cmocka_unit_test(test_probe_says_what_it_found),
     };

@@ -219,8 +219,10 @@ class Export(E2E):
         self.assertIn("No errors detected", run("/sbin/sfdisk", "--verify", disk))
         # the driver of a SCSI disk is one of those for other hypervisors
         said = self.boots(*self.uefi(), "-drive", f"if=none,id=d,format=raw,file={disk}",
-                          "-device", "virtio-scsi-pci", "-device", "scsi-hd,drive=d")
+                          "-device", "virtio-scsi-pci", "-device", "scsi-hd,drive=d",
+                          "-netdev", "user,id=n,restrict=on", "-device", "virtio-net-pci,netdev=n")
         self.assertNotIn("module", said)
+        self.assertRegex(said, r"capsule-agent: \w+: 10\.0\.2\.15/24 by DHCP")
         offset = json.loads(run("/sbin/sfdisk", "-J", disk))["partitiontable"]["partitions"][1]["start"] * 512
         blocks = run("/sbin/dumpe2fs", "-h", f"{disk}?offset={offset}")
         count = int(next(l for l in blocks.splitlines() if l.startswith("Block count")).split()[-1])
