@@ -92,9 +92,11 @@ static int take_layers(const struct oci_manifest *m, const char *arch, struct ba
                        struct cb_error *err)
 {
     const struct oci_image_config *c = &out->config;
-    if (strcmp(c->os, "linux") != 0 || strcmp(c->architecture, arch) != 0) {
-        cb_fail(err, CB_E_NOTFOUND, "the image is for %s/%s, not for linux/%s",
-                *c->os ? c->os : "unknown", *c->architecture ? c->architecture : "unknown", arch);
+    if (strcmp(c->os, "linux") != 0 || strcmp(c->architecture, arch) != 0 ||
+        !oci_variant_is_baseline(arch, c->variant)) {
+        cb_fail(err, CB_E_NOTFOUND, "the image is for %s/%s%s%s, not for linux/%s",
+                *c->os ? c->os : "unknown", *c->architecture ? c->architecture : "unknown",
+                c->variant ? "/" : "", c->variant ? c->variant : "", arch);
         return cb_hint(err, "Choose a base image that is built for linux/%s.", arch);
     }
     if (c->n_diff_ids != m->n_layers)

@@ -41,6 +41,7 @@ void oci_config_release(struct oci_image_config *c)
 {
     free(c->architecture);
     free(c->os);
+    free(c->variant);
     cb_strv_release(&c->env);
     free(c->user);
     free(c->workdir);
@@ -115,6 +116,7 @@ static int parse_platform(const json_t *o, const char *what, struct oci_descript
     d->os = cb_xstrdup(os ? os : "");
     d->architecture = cb_xstrdup(arch ? arch : "");
     d->variant = cb_xstrdup0(variant);
+    d->features = json_array_size(member(p, "os.features")) > 0;
     return 0;
 }
 
@@ -319,8 +321,7 @@ static const char *normal_arch(const char *arch)
     return strcasecmp(arch, "aarch64") == 0 ? "arm64" : arch;
 }
 
-/* The variant that every machine of the architecture has. */
-static bool baseline_variant(const char *arch, const char *variant)
+bool oci_variant_is_baseline(const char *arch, const char *variant)
 {
     if (!variant || !*variant)
         return true;
@@ -354,12 +355,13 @@ int oci_index_select(const struct oci_manifest *index, const char *arch, size_t 
             continue;
         }
         if (strcasecmp(d->os, "linux") == 0 && strcmp(normal_arch(d->architecture), arch) == 0 &&
-            baseline_variant(arch, d->variant)) {
+            oci_variant_is_baseline(arch, d->variant) && !d->features) {
             *entry = i;
             return 0;
         }
-        (void)cb_buf_addf(&list, "%s%s/%s%s%s", list.len ? ", " : "", d->os, d->architecture,
-                          d->variant ? "/" : "", d->variant ? d->variant : "");
+        (void)cb_buf_addf(&list, "%s%s/%s%s%s%s", list.len ? ", " : "", d->os, d->architecture,
+                          d->variant ? "/" : "", d->variant ? d->variant : "",
+                          d->features ? " with os.features" : "");
     }
     if (images == 1 && !index->layers[last].os) {
         *entry = last; /* the image's own config says what it is for; the caller checks that */
@@ -487,12 +489,14 @@ int oci_config_parse(const char *text, size_t len, struct oci_image_config *out,
 {
     json_auto_t *root = NULL;
     struct oci_image_config c = {0};
-    const char *arch = NULL, *os = NULL;
+    const char *arch = NULL, *os = NULL, *variant = NULL;
     int rc = load(text, len, "the image config", &root, err);
     if (rc == 0)
         rc = text_of(root, "image config", "architecture", PLATFORM_MAX, &arch, err);
     if (rc == 0)
         rc = text_of(root, "image config", "os", PLATFORM_MAX, &os, err);
+    if (rc == 0)
+        rc = text_of(root, "image config", "variant", PLATFORM_MAX, &variant, err);
     if (rc == 0)
         rc = parse_run_config(member(root, "config"), &c, err);
     if (rc == 0)
@@ -503,6 +507,7 @@ int oci_config_parse(const char *text, size_t len, struct oci_image_config *out,
     }
     c.architecture = cb_xstrdup(normal_arch(arch ? arch : ""));
     c.os = cb_xstrdup(os ? os : "");
+    c.variant = cb_xstrdup0(variant);
     *out = c;
     return 0;
 }

@@ -30,6 +30,7 @@ struct oci_descriptor {
     char *architecture, *os, *variant; /* platform, in an index only; owned or NULL */
     char *ref_name;                    /* what an index on disk calls it; owned or NULL */
     char *image_name;                  /* the whole name, as containerd notes it; owned or NULL */
+    bool features;                     /* it asks for os.features: never for us */
     bool attestation;                  /* BuildKit's attestation entry: never a platform */
 };
 
@@ -49,12 +50,15 @@ void oci_manifest_release(struct oci_manifest *m);
 int oci_index_select(const struct oci_manifest *index, const char *arch, size_t *entry,
                      struct cb_error *err);
 
+/* True when every machine of @arch runs @variant (which may be NULL): no amd64/v3. */
+bool oci_variant_is_baseline(const char *arch, const char *variant);
+
 /* What an image config says that matters to a machine made from it. */
 struct oci_image_config {
-    char *architecture, *os;
-    struct cb_strv env; /* "K=V", later duplicates already won */
-    char *user;         /* "" when absent */
-    char *workdir;      /* "/" when absent */
+    char *architecture, *os, *variant; /* variant: NULL when absent */
+    struct cb_strv env;                /* "K=V", later duplicates already won */
+    char *user;                        /* "" when absent */
+    char *workdir;                     /* "/" when absent */
     struct cb_strv entrypoint, cmd;
     char *stop_signal;
     struct cb_digest *diff_ids;

@@ -37,7 +37,7 @@ missing plain404 denied                    no
 limit limitdate limitlong flaky broken     not now
 warned                                     a word of the registry's beside every answer
 redirect loop tofile toinside              a Location
-schema1 foreign artifact unknown arm both nodiff big huge endless deep selfindex wrongsize wrongdiff   manifests nobody should take
+schema1 foreign artifact unknown arm newer both nodiff big huge endless deep selfindex wrongsize wrongdiff   manifests nobody should take
 badtoken notoken                           token servers
 push pushtoken pushflaky pushaway          where images can be put, in several ways
 pushcut pushlimit pushforget               uploads that must go on in another way
@@ -56,7 +56,7 @@ def dumps(o):
 class Image:
     """Two layers, a config and a manifest, as bytes; the same in every run."""
 
-    def __init__(self, name, arch="amd64", docker=False, layer_type=None, config_type=None, diff_ids=None,
+    def __init__(self, name, arch="amd64", variant=None, docker=False, layer_type=None, config_type=None, diff_ids=None,
                  big=3 << 20):
         tar = io.BytesIO()
         with tarfile.open(fileobj=tar, mode="w", format=tarfile.PAX_FORMAT) as t:
@@ -71,7 +71,7 @@ class Image:
         if layer_type:
             types[1] = layer_type
         self.config = dumps({
-            "architecture": arch, "os": "linux",
+            "architecture": arch, "os": "linux", **({"variant": variant} if variant else {}),
             "config": {"Env": ["PATH=/bin", "NAME=" + name], "Cmd": ["sh"]},
             "rootfs": {"type": "layers",
                        "diff_ids": [digest(p) for p in plain] if diff_ids is None else diff_ids}})
@@ -96,6 +96,7 @@ class Repo:
         h = self.how
         image = Image(
             name, arch="arm64" if h == "arm" else "amd64", docker=h == "docker",
+            variant="v3" if h == "newer" else None,
             layer_type={"foreign": DOCKER + "image.rootfs.foreign.diff.tar.gzip",
                         "unknown": "application/vnd.wasm.content.layer.v1+wasm"}.get(h),
             config_type="application/vnd.cncf.helm.config.v1+json" if h == "artifact" else None,

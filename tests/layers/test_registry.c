@@ -102,6 +102,7 @@ static void test_every_lie_is_found(void **state)
         {"unknown", CB_E_CORRUPT, "layer 2 is of the unknown type application/vnd.wasm"},
         {"artifact", CB_E_CORRUPT, "no container image"},
         {"arm", CB_E_NOTFOUND, "for linux/arm64, not for linux/amd64"},
+        {"newer", CB_E_NOTFOUND, "for linux/amd64/v3, not for linux/amd64"},
         {"both", CB_E_UNTRUSTED, "index and manifest at once"},
         {"nodiff", CB_E_CORRUPT, "has 2 layers, its config names 0"},
         {"big", CB_E_LIMIT, "larger than 4194304 bytes"},

@@ -147,6 +147,8 @@ static void test_platform_is_chosen_strictly(void **state)
     static const char amd[] = ENTRY("{\"os\":\"Linux\",\"architecture\":\"x86_64\",\"variant\":"
                                     "\"v1\"}");
     static const char windows[] = ENTRY("{\"os\":\"windows\",\"architecture\":\"amd64\"}");
+    static const char feature[] = ENTRY("{\"os\":\"linux\",\"architecture\":\"amd64\","
+                                        "\"os.features\":[\"sse4\"]}");
     static const char none[] = ENTRY("null");
     static const char other[] = DESC("application/vnd.wasm");
     static const struct {
@@ -156,6 +158,8 @@ static void test_platform_is_chosen_strictly(void **state)
     } cases[] = {
         {{attest, windows, i386, arm, v3, amd}, 5, NULL},
         {{amd}, 0, NULL},
+        {{feature, amd}, 1, NULL},
+        {{feature}, -1, "there is linux/amd64 with os.features"},
         {{other, none, attest}, 1, NULL},
         {{none, none}, -1, "there is no platform, no platform"},
         {{windows, i386, arm, v3},
