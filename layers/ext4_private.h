@@ -8,7 +8,7 @@
 #include <stdbool.h>
 
 #define WINDOW_INODES 1024u
-#define WRITE_BUFFER ((size_t)1 << 20)
+#define WRITE_BUFFER ((size_t)512 << 10)
 
 /* One bit a thing, growing. */
 struct bits {

@@ -15,7 +15,7 @@
 
 #define FOLDER "layers"
 #define RECORD_MAX ((size_t)4 << 20) /* a file of 300,000 pieces */
-#define BUFFER ((size_t)256 << 10)
+#define BUFFER ((size_t)64 << 10)
 #define INDEXED_VALUE_MAX                                                                          \
     4096u /* what is larger was left out or refused, as no inode can have it */
 #define INDEXED_NAME_MAX 300u

@@ -215,7 +215,7 @@ node_id tree_add(struct tree *t, node_id parent, const char *name, size_t len)
     n->sibling = d->first;
     d->first = id;
     d->children++;
-    if (++t->count > t->n_heads)
+    if (++t->count > 2 * t->n_heads) /* chains of two: half the memory of the heads */
         grow_hash(t);
     link_hash(t, id);
     tree_mark_dirty(t, parent);
