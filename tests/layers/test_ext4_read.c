@@ -149,12 +149,29 @@ static int by_text(const void *a, const void *b)
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-/* Lines in the order of their bytes. */
+/* What is between @ends in the order of its bytes, each followed by @end. Takes @text. */
+static char *sorted_parts(char *text, const char *end)
+{
+    struct cb_strv parts = {0};
+    for (char *save = NULL, *p = strtok_r(text, end, &save); p; p = strtok_r(NULL, end, &save))
+        cb_strv_add(&parts, p);
+    if (parts.n)
+        qsort(parts.v, parts.n, sizeof(*parts.v), by_text);
+    struct cb_buf out = CB_BUF_INIT((size_t)64 << 20);
+    for (size_t i = 0; i < parts.n; i++)
+        cb_buf_addf(&out, "%s%s", parts.v[i], end);
+    cb_strv_release(&parts);
+    free(text);
+    return cb_buf_take(&out);
+}
+
+/* Lines in the order of their bytes, and in each its fields: attributes lie in an image in the
+ * order in which they came. */
 static char *sorted(char *text)
 {
     struct cb_strv lines = {0};
     for (char *save = NULL, *l = strtok_r(text, "\n", &save); l; l = strtok_r(NULL, "\n", &save))
-        cb_strv_add(&lines, l);
+        cb_strv_take(&lines, sorted_parts(cb_xstrdup(l), "\t"));
     qsort(lines.v, lines.n, sizeof(*lines.v), by_text);
     struct cb_buf out = CB_BUF_INIT((size_t)64 << 20);
     for (size_t i = 0; i < lines.n; i++)
