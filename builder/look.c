@@ -1,12 +1,15 @@
 /* plan: what a build would do, as a document. The same resolving, keys and cache as the build's. */
 #include "builder/build_private.h"
 #include "builder/explain.h"
+#include "builder/git_ref.h"
 
 #include "support/cleanup.h"
 #include "support/mem.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+#define GIT_TIMEOUT_MS 20000
 
 static void put_digest(json_t *o, const char *key, const struct cb_digest *d, bool known)
 {
@@ -68,7 +71,24 @@ static json_t *layers_json(const struct build *b, bool explain)
     return out;
 }
 
-static json_t *lock_of(const struct build *b)
+/* One git source with the commit that its ref means now; null, and a word why, when that cannot be
+ * learned. */
+static json_t *git_json(struct build *b, const struct layer *l, const struct context_source *s)
+{
+    char commit[GIT_COMMIT_LEN + 1] = "";
+    CB_AUTO_ERROR why = CB_ERROR_INIT;
+    if (b->o->pull == PULL_NEVER)
+        cb_fail(&why, CB_E_NOTFOUND, "%s: nobody may be asked (--pull never)", s->git);
+    else
+        (void)git_ref_resolve(b->settings, s->git, s->ref, GIT_TIMEOUT_MS, commit, &why);
+    if (!commit[0])
+        cb_strv_addf(&b->unknown, "layer %s: the commit of %s: %s", l->name,
+                     s->ref ? s->ref : "HEAD", why.msg);
+    return json_pack("{s:s, s:s, s:s?, s:s?}", "layer", l->name, "git", s->git, "ref", s->ref,
+                     "commit", commit[0] ? commit : NULL);
+}
+
+static json_t *lock_of(struct build *b)
 {
     json_t *o = build_lock(b);
     if (!b->have_base)
@@ -76,30 +96,12 @@ static json_t *lock_of(const struct build *b)
     json_t *git = json_array();
     for (size_t i = 0; i < b->c->n_layers; i++) {
         const struct layer *l = &b->c->layers[i];
-        for (size_t j = 0; j < l->n_context; j++) {
-            const struct context_source *s = &l->context[j];
-            if (s->git)
-                (void)json_array_append_new(git,
-                                            json_pack("{s:s, s:s, s:s?, s:n}", "layer", l->name,
-                                                      "git", s->git, "ref", s->ref, "commit"));
-        }
+        for (size_t j = 0; j < l->n_context; j++)
+            if (l->context[j].git)
+                (void)json_array_append_new(git, git_json(b, l, &l->context[j]));
     }
     (void)json_object_set_new(o, "git", git);
     return o;
-}
-
-static void list_git(struct build *b)
-{
-    for (size_t i = 0; i < b->c->n_layers; i++) {
-        const struct layer *l = &b->c->layers[i];
-        for (size_t j = 0; j < l->n_context; j++)
-            if (l->context[j].git)
-                cb_strv_addf(&b->unknown,
-                             "layer %s: git sources are not fetched yet: the commit of %s%s%s is "
-                             "not known, its key is made from what the file says",
-                             l->name, l->context[j].git, l->context[j].ref ? ", ref " : "",
-                             l->context[j].ref ? l->context[j].ref : "");
-    }
 }
 
 /* The version that a build would use, or null. */
@@ -137,15 +139,15 @@ static const char *action(const struct build *b)
 
 static json_t *document(struct build *b, bool explain, json_t *warnings)
 {
-    list_git(b);
+    json_t *lock = lock_of(b);
     char workload_key[WORKLOAD_KEY_LEN + 1];
     keys_workload(b->c, workload_key);
     json_t *unknown = json_array();
     for (size_t i = 0; i < b->unknown.n; i++)
         (void)json_array_append_new(unknown, json_string(b->unknown.v[i]));
-    json_t *o = json_pack("{s:s, s:s, s:o, s:o, s:o}", "name", b->name, "workload_key",
-                          workload_key, "layers", layers_json(b, explain), "lock", lock_of(b),
-                          "platform", platform_json(b));
+    json_t *o =
+        json_pack("{s:s, s:s, s:o, s:o, s:o}", "name", b->name, "workload_key", workload_key,
+                  "layers", layers_json(b, explain), "lock", lock, "platform", platform_json(b));
     put_digest(o, "template_key", &b->template_key.digest, b->template_key.inputs != NULL);
     (void)json_object_set_new(o, "published", published_json(b));
     (void)json_object_set_new(o, "action", json_string(action(b)));

@@ -3,7 +3,9 @@
 import http.client
 import http.server
 import json
+import os
 import re
+import subprocess
 import threading
 import unittest
 import urllib.parse
@@ -11,7 +13,7 @@ import urllib.parse
 import yaml
 
 import harness
-from harness import E2E, SOURCE, Layout, Registry, debian_layout, make_tar
+from harness import E2E, SOURCE, Layout, Registry, debian_layout, free_port, make_tar
 
 FIELDS = {"schema_version", "file", "config", "settings", "name", "workload_key", "layers", "lock", "platform",
           "template_key", "published", "action", "unknown", "warnings", "unsupported"}
@@ -177,15 +179,59 @@ class BeforeAndAfter(Plans):
         self.assertRegex(warm["unknown"][0], "minimal-debian is made anew")
         self.assertIsNone(warm["template_key"])
 
+    def repository(self):
+        """(its folder, {name: commit}): a branch, a tag, an annotated tag, and a tag named like a branch."""
+        folder = self.folder / "repository"
+        env = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null"}
+        for who in ("AUTHOR", "COMMITTER"):
+            env |= {f"GIT_{who}_NAME": "a", f"GIT_{who}_EMAIL": "a@b", f"GIT_{who}_DATE": "2026-01-01T00:00:00Z"}
+
+        def git(*args):
+            return subprocess.run(["git", *args], cwd=folder, env=env, check=True, capture_output=True, text=True).stdout.strip()
+        folder.mkdir()
+        git("init", "-q", "-b", "main")
+        names = {}
+        for name in ("one", "two", "three"):
+            git("commit", "-q", "--allow-empty", "-m", name)
+            names[name] = git("rev-parse", "HEAD")
+            if name == "one":
+                git("tag", "light")
+                git("branch", "side/branch")
+            if name == "two":
+                git("tag", "-a", "-m", "t", "heavy")
+                git("tag", "both")
+        git("branch", "both")
+        return folder, names
+
+    def test_git_refs_become_commits(self):
+        folder, names = self.repository()
+        where = f"file://{folder}"
+        refs = {"": names["three"], "main": names["three"], "side/branch": names["one"], "light": names["one"],
+                "heavy": names["two"], "both": names["three"], "refs/tags/both": names["two"],
+                "refs/tags/heavy": names["two"], "c" * 40: "c" * 40, "absent": None}
+        sources = [{"git": where, "dst": f"/srv/{i}"} | ({"ref": r} if r else {}) for i, r in enumerate(refs)]
+        sources.append({"git": f"file://{self.folder}/nothing", "dst": "/srv/nothing"})
+        path = self.folder / "git.json"
+        path.write_text(json.dumps({"display_name": "with-git", "base_image": "minimal-debian", "layers": [
+            {"name": "a", "init_commands": ["id"], "context": sources}]}))
+        p = self.plan(path)
+        self.assertEqual([g["commit"] for g in p["lock"]["git"]], [*refs.values(), None])
+        self.assertEqual([g["ref"] for g in p["lock"]["git"]], [r or None for r in refs] + [None])
+        self.assertEqual(len(p["unknown"]), 2)
+        self.assertEqual(p["unknown"][0], f'layer a: the commit of absent: {where}: it has no branch or tag "absent"')
+        self.assertRegex(p["unknown"][1], r"layer a: the commit of HEAD: file:///.*/nothing: ")
+        never = self.plan(path, "--pull", "never")
+        self.assertEqual({g["commit"] for g in never["lock"]["git"]}, {None})
+        self.assertRegex(never["unknown"][0], r"nobody may be asked \(--pull never\)")
+
     def test_what_cannot_be_built_yet(self):
         path = self.folder / "git.yaml"
         path.write_text("display_name: with-git\nbase_image: minimal-debian\nlayers:\n"
                         "- name: a\n  init_commands: [id, {type: copy, args: [a, /b]}]\n"
-                        "  context: [{git: 'https://example.com/a.git', ref: main, dst: /srv/a}]\n")
+                        f"  context: [{{git: 'http://127.0.0.1:{free_port()}/a.git', ref: main, dst: /srv/a}}]\n")
         p = self.plan(path)
-        self.assertEqual(p["lock"]["git"], [{"layer": "a", "git": "https://example.com/a.git", "ref": "main",
-                                             "commit": None}])
-        self.assertRegex("\n".join(p["unknown"]), "layer a: git sources are not fetched yet")
+        self.assertIsNone(p["lock"]["git"][0]["commit"])
+        self.assertRegex("\n".join(p["unknown"]), r"layer a: the commit of main: http://127\.0\.0\.1:\d+/a\.git: .")
         self.assertRegex("\n".join(p["warnings"]), r"git\.yaml:5:\d+: layer a: .*copy")
         self.assertIn("context", p["unsupported"])
 
