@@ -29,6 +29,8 @@
 #define FRAME_OUTPUT_MAX (32u << 10) /* bytes of output in one frame */
 #define FRAME_TEXT_MAX 4096u         /* a note or an error */
 #define FRAME_HEARTBEAT_MS 2000
+#define FRAME_NONCE_LEN 16u
+#define FRAME_ENTROPY_LEN 64u
 #define FRAME_PORT_NAME "capsule.agent.0"
 
 enum frame_type {
@@ -39,10 +41,12 @@ enum frame_type {
     FRAME_STEP,        /* SCRIPT or ARG..., ROOT, ENV..., TIMEOUT */
     FRAME_LAYER_END,
     FRAME_SHUTDOWN,
-    FRAME_EXEC,  /* ARG...: one command in the booted system */
-    FRAME_WATCH, /* ask for READY or START_EXITED, and the start command's output from now on */
+    FRAME_EXEC,      /* ARG...: one command in the booted system */
+    FRAME_WATCH,     /* ask for READY or START_EXITED, and the start command's output from now on */
+    FRAME_PARK = 44, /* write everything to the disk and be silent: the machine is saved next */
+    FRAME_RESUME = 45, /* to one that is parked: NONCE, TIME, ENTROPY; HELLO with NONCE answers */
     /* guest to host */
-    FRAME_HELLO = 65, /* VERSION, MODE */
+    FRAME_HELLO = 65, /* VERSION, MODE, after RESUME its NONCE */
     FRAME_DONE,       /* SETUP, LAYER_BEGIN, SHUTDOWN and WATCH were carried out */
     FRAME_FAILED,     /* the open request could not be: KIND, TEXT */
     FRAME_OUTPUT,     /* STREAM, DATA */
@@ -53,6 +57,7 @@ enum frame_type {
     FRAME_READY,        /* TEXT: how */
     FRAME_PROBE,        /* TEXT: what the last probe gave */
     FRAME_START_EXITED, /* EXIT, SIGNAL */
+    FRAME_PARKED = 104, /* answers PARK, or comes in place of HELLO: silent until RESUME */
 };
 
 enum frame_tag {
@@ -87,6 +92,8 @@ enum frame_tag {
     TAG_LENGTH,
     TAG_ENTRIES,
     TAG_WHITEOUTS,
+    TAG_NONCE = 170,   /* FRAME_NONCE_LEN bytes */
+    TAG_ENTROPY = 171, /* FRAME_ENTROPY_LEN bytes for the random number generator */
 };
 
 /* Why a request failed: who has to do something about it. */

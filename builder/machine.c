@@ -41,10 +41,55 @@ int session_with(struct machine *m, int64_t most_ms, const struct session_callba
     int64_t hello = machine_limit(m, HELLO_TIMEOUT_MS);
     int stream = m->stream;
     m->stream = -1;
-    int rc = session_open(stream, most_ms && most_ms < hello ? most_ms : hello, cb, out, err);
+    int64_t wait = most_ms && most_ms < hello ? most_ms : hello;
+    int rc = m->resumed ? session_open_resumed(stream, wait, cb, out, err)
+             : m->parks ? session_open_parking(stream, wait, cb, out, err)
+                        : session_open(stream, wait, cb, out, err);
     if (rc >= 0 && m->emulated)
         session_scale(*out, EMULATION_FACTOR);
     return rc;
+}
+
+void machine_identity_release(struct machine_identity *id)
+{
+    free(id->qemu);
+    free(id->machine);
+    free(id->cpu);
+    free(id->network);
+    *id = (struct machine_identity){0};
+}
+
+/* Two measurements of one clock differ by less. */
+static bool same_rate(uint32_t a, uint32_t b)
+{
+    uint32_t more = a > b ? a : b, less = a > b ? b : a;
+    return (more == 0) == (less == 0) && more - less <= more / 50;
+}
+
+char *machine_identity_differs(const struct machine_identity *saved,
+                               const struct machine_identity *here)
+{
+    const struct {
+        const char *what, *was, *is;
+    } texts[] = {{"QEMU", saved->qemu, here->qemu},
+                 {"the machine type", saved->machine, here->machine},
+                 {"the CPU", saved->cpu, here->cpu},
+                 {"the network", saved->network, here->network}};
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+        const char *was = texts[i].was ? texts[i].was : "unknown";
+        const char *is = texts[i].is ? texts[i].is : "unknown";
+        if (strcmp(was, is) != 0)
+            return cb_xasprintf("%s is %s here, it was saved with %s", texts[i].what, is, was);
+    }
+    if (saved->vcpus != here->vcpus)
+        return cb_xasprintf("it has %u CPUs here, it was saved with %u", here->vcpus, saved->vcpus);
+    if (saved->memory_mib != here->memory_mib)
+        return cb_xasprintf("it has %u MiB here, it was saved with %u", here->memory_mib,
+                            saved->memory_mib);
+    if (!same_rate(saved->tsc_khz, here->tsc_khz))
+        return cb_xasprintf("the CPU counts at %u kHz here, it was saved at %u", here->tsc_khz,
+                            saved->tsc_khz);
+    return NULL;
 }
 
 char *machine_agent(void)

@@ -22,6 +22,33 @@ struct machine_disk {
     bool read_only;
 };
 
+/* What a saved machine depends on: it goes on only where all of it is the same. All texts are
+ * owned.
+ */
+struct machine_identity {
+    char *qemu;    /* "7.2.22 (Debian 1:7.2...)" */
+    char *machine; /* QEMU's machine type: "microvm" */
+    char *cpu;     /* "max, emulated", or the host's model, microcode and features */
+    char *network; /* "none", "sandboxed", "host" */
+    uint32_t vcpus, memory_mib;
+    uint32_t tsc_khz; /* the guest was told; 0: it was not */
+};
+void machine_identity_release(struct machine_identity *id);
+/* The first thing in which @here differs from @saved, for people ("QEMU is 8.2.0, it was saved by
+ * 7.2.22"); owned, NULL when it can go on. */
+char *machine_identity_differs(const struct machine_identity *saved,
+                               const struct machine_identity *here);
+
+/* A machine that was saved by machine_vm_save(). */
+struct machine_saved {
+    const struct machine_identity *id;
+    int state;           /* readable from its position on, without waiting */
+    const char *overlay; /* BOOT: the disk's overlay of that moment; written from now on */
+    /* Asked when the state was read and before the machine goes on; may be NULL. */
+    int (*check)(void *arg, struct cb_error *err);
+    void *check_arg;
+};
+
 struct machine_spec {
     enum machine_mode mode;
     const char *work_dir; /* sockets, logs, overlay files: all below here */
@@ -33,6 +60,10 @@ struct machine_spec {
     uint32_t vcpus, memory_mib;
     bool network;
     bool allow_host_network; /* without namespaces: QEMU's own user network, said in the log */
+    /* vm: */
+    bool parks; /* BUILD: the agent lets itself be saved before it looks at a disk */
+    const struct machine_saved
+        *resume; /* go on from this instead of booting; -CB_E_CONFLICT when it cannot be here */
     /* BOOT and vm: */
     const char *kernel, *initramfs; /* NULL: the configured ones */
     const char *cmdline_extra;
@@ -51,6 +82,8 @@ struct machine {
     pid_t pid;     /* the process whose end is the machine's end */
     char *console; /* path of the console log (serial output, or the runtime's stderr); owned */
     bool emulated; /* TCG: machine_limit() */
+    bool resumed;  /* its agent waits for RESUME */
+    bool parks;    /* its agent's first word may be PARKED */
     char dns[48];  /* the nameserver inside; "" without a network */
     const char *program; /* "QEMU", "runc": for messages */
     char *log;           /* its own messages (stderr); owned */
@@ -76,6 +109,14 @@ struct machine_driver {
     void (*stop)(struct machine *m, int64_t grace_ms);
 };
 extern const struct machine_driver machine_vm;
+/* Of a machine of machine_vm: what it is, borrowed until it is stopped; and (BOOT) the file that
+ * its disk is written to. */
+const struct machine_identity *machine_vm_identity(const struct machine *m);
+const char *machine_vm_overlay(const struct machine *m);
+/* Stops it and writes its memory and devices into @fd. Its disk is as that state knows it from here
+ * until machine_vm_go_on(). */
+int machine_vm_save(struct machine *m, int fd, struct cb_error *err);
+int machine_vm_go_on(struct machine *m, struct cb_error *err);
 extern const struct machine_driver machine_container;
 
 /* Async-signal-safe, process-wide: downloads, probes and starts of this header end soon with

@@ -2,6 +2,8 @@
 
 #include "builder/netns.h"
 #include "support/cleanup.h"
+#include "support/file.h"
+#include "support/hash.h"
 #include "support/mem.h"
 #include "support/proc.h"
 
@@ -13,6 +15,7 @@ enum {
     FIRST_FORWARD_PORT = 20000,
     VERSION_TIMEOUT_MS = 20000,
     VERSION_MAX = 64 << 10,
+    CPUINFO_MAX = 16 << 20, /* some KiB a CPU */
     TSC_MEASURE_NS = 20000000,
     TSC_KHZ_MIN = 100000,
     TSC_KHZ_MAX = 10000000,
@@ -168,6 +171,8 @@ static char *kernel_words(const struct qemu_spec *q)
             q->dns);
     /* microvm ends by a reboot: with -no-reboot that is QEMU's end */
     (void)cb_buf_adds(&b, " capsule.poweroff=reboot");
+    if (q->parks)
+        (void)cb_buf_adds(&b, " capsule.park=1");
     if (q->spec && q->spec->hostname) /* else the name that the image itself holds */
         (void)cb_buf_addf(&b, " capsule.hostname=%s", q->spec->hostname);
     if (q->spec && q->spec->cmdline_extra && *q->spec->cmdline_extra)
@@ -175,14 +180,51 @@ static char *kernel_words(const struct qemu_spec *q)
     return cb_buf_take(&b);
 }
 
+const char *qemu_machine(const struct qemu_spec *q)
+{
+    (void)q;
+    return "microvm";
+}
+
+/* The value of the first line "@name : ..." of /proc/cpuinfo. Owned. */
+static char *cpu_word(const struct cb_buf *info, const char *name)
+{
+    size_t n = strlen(name);
+    for (const char *p = info->data; p && *p; p = strchr(p, '\n') ? strchr(p, '\n') + 1 : NULL) {
+        if (strncmp(p, name, n) != 0 || (p[n] != '\t' && p[n] != ' ' && p[n] != ':'))
+            continue;
+        const char *v = p + n + strspn(p + n, "\t :");
+        return cb_xstrndup(v, strcspn(v, "\n"));
+    }
+    return cb_xstrdup("unknown");
+}
+
+char *qemu_cpu(bool kvm)
+{
+    if (!kvm)
+        return cb_xstrdup("max, emulated");
+    CB_AUTO_BUF info = CB_BUF_INIT(CPUINFO_MAX);
+    CB_AUTO_ERROR ignored = CB_ERROR_INIT;
+    (void)cb_read_file("/proc/cpuinfo", CPUINFO_MAX, &info, &ignored);
+    CB_AUTO_FREE char *model = cpu_word(&info, "model name");
+    CB_AUTO_FREE char *microcode = cpu_word(&info, "microcode");
+    CB_AUTO_FREE char *features = cpu_word(&info, "flags");
+    struct cb_digest d;
+    char hex[CB_HEX_LEN + 1];
+    cb_sha256(features, strlen(features), &d);
+    cb_digest_hex(&d, hex);
+    return cb_xasprintf("%s, microcode %s, features %.12s", model, microcode, hex);
+}
+
 void qemu_command(const struct qemu_spec *q, struct cb_strv *argv)
 {
-    static const char *const base[] = {
-        QEMU_PROGRAM, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        /* ACPI is how the distribution's kernel finds the virtio-mmio devices */
-        "-M", "microvm,acpi=on", NULL};
+    static const char *const base[] = {QEMU_PROGRAM, "-nodefaults", "-no-user-config",
+                                       "-display",   "none",        "-no-reboot",
+                                       "-M",         NULL};
     for (size_t i = 0; base[i]; i++)
         cb_strv_add(argv, base[i]);
+    /* ACPI is how the distribution's kernel finds the virtio-mmio devices */
+    cb_strv_addf(argv, "%s,acpi=on", qemu_machine(q));
     cb_strv_add(argv, "-accel");
     cb_strv_add(argv, q->kvm ? "kvm" : "tcg,thread=multi");
     cb_strv_add(argv, "-cpu");
@@ -202,6 +244,11 @@ void qemu_command(const struct qemu_spec *q, struct cb_strv *argv)
     cb_strv_add(argv, q->initramfs);
     cb_strv_add(argv, "-append");
     cb_strv_take(argv, kernel_words(q));
+    if (q->incoming) {
+        cb_strv_add(argv, "-S");
+        cb_strv_add(argv, "-incoming");
+        cb_strv_add(argv, "defer");
+    }
     add_console(q, argv);
     if (q->channels)
         add_channels(argv);

@@ -25,6 +25,8 @@ struct qemu_spec {
     const char *scratch; /* BUILD: absolute */
     const char *output;
     const char *overlay; /* BOOT: the qcow2 over lower */
+    bool parks;          /* BUILD: the agent waits to be saved */
+    bool incoming;       /* it waits for a saved state */
     const char *dns;
     enum qemu_net net;
     bool kvm;
@@ -36,6 +38,10 @@ struct qemu_spec {
     uint32_t tsc_khz; /* TCG: the guest's time stamp counter; 0: the guest finds out */
 };
 void qemu_command(const struct qemu_spec *q, struct cb_strv *argv);
+/* The machine type that it asks for: "microvm". */
+const char *qemu_machine(const struct qemu_spec *q);
+/* What the guest's CPU depends on. Owned. */
+char *qemu_cpu(bool kvm);
 /* Does this build of QEMU have its seccomp filter? */
 bool qemu_has_sandbox(void);
 /* The rate of this machine's time stamp counter, which is an emulated guest's too; 0 when unknown.

@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/random.h>
 
 #define SILENCE_MS INT64_C(30000) /* the agent has a heartbeat of 2 s */
 #define SETUP_MS INT64_C(300000)
@@ -365,8 +366,14 @@ static int take_numbers(struct session *s, const struct reply *r, const struct n
 
 #define count_of(a) (sizeof(a) / sizeof((a)[0]))
 
-int session_open(int fd, int64_t timeout_ms, const struct session_callbacks *cb,
-                 struct session **out, struct cb_error *err)
+static void begin(struct session *s, struct frame_out *o, enum frame_type type, uint32_t step)
+{
+    frame_begin(o, s->out, FRAME_HEAD + FRAME_REQUEST_MAX, type, step);
+}
+
+/* A session that has heard nothing yet. @fd is taken. */
+static int session_new(int fd, int64_t timeout_ms, const struct session_callbacks *cb,
+                       struct session **out, struct cb_error *err)
 {
     struct session *s = cb_xcalloc(1, sizeof *s);
     s->fd = fd;
@@ -380,25 +387,125 @@ int session_open(int fd, int64_t timeout_ms, const struct session_callbacks *cb,
     int flags = fcntl(fd, F_GETFL);
     if (rc == 0 && (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0))
         rc = cb_fail_sys(err, errno, "stream of the builder");
-    struct reply r = {0};
-    uint64_t version = 0;
-    if (rc == 0)
-        rc = expect(s, FRAME_HELLO, timeout_ms, &r, err);
-    if (rc == 0)
-        rc = take_numbers(s, &r, (struct number_field[]){{TAG_VERSION, UINT32_MAX, &version}}, 1,
-                          err);
-    if (rc == 0 && version != FRAME_VERSION) {
-        rc = cb_fail(err, CB_E_ENV, "the agent speaks version %llu of the protocol, we %u",
-                     (unsigned long long)version, FRAME_VERSION);
-        (void)cb_hint(err, "capsule-agent and capsule-build must come from one build");
+    if (rc < 0) {
+        session_free(s);
+        return rc;
     }
+    *out = s;
+    return 0;
+}
+
+/* @r is a HELLO: is it one of our version, and of this @nonce (NULL: of none)? */
+static int check_hello(struct session *s, const struct reply *r, const uint8_t *nonce,
+                       struct cb_error *err)
+{
+    uint64_t version = 0;
+    int rc =
+        take_numbers(s, r, (struct number_field[]){{TAG_VERSION, UINT32_MAX, &version}}, 1, err);
+    if (rc < 0)
+        return rc;
+    if (version != FRAME_VERSION) {
+        cb_fail(err, CB_E_ENV, "the agent speaks version %llu of the protocol, we %u",
+                (unsigned long long)version, FRAME_VERSION);
+        return cb_hint(err, "capsule-agent and capsule-build must come from one build");
+    }
+    struct frame_field f;
+    const uint8_t *p = r->p;
+    bool same = !nonce;
+    while (frame_next(&p, r->p + r->n, &f) > 0)
+        if (nonce && f.tag == TAG_NONCE && f.len == FRAME_NONCE_LEN)
+            same = memcmp(f.data, nonce, FRAME_NONCE_LEN) == 0;
+    return same ? 0 : untrusted(s, err, "a hello that answers somebody else");
+}
+
+/* 1: it parked, 0: it said hello. */
+static int first_word(struct session *s, bool may_park, int64_t timeout_ms, struct cb_error *err)
+{
+    struct reply r = {0};
+    int rc = next_reply(s, cb_monotonic_ms() + timeout_ms, &r, err);
+    if (rc < 0)
+        return rc;
+    if (r.type == FRAME_FAILED)
+        rc = raise_failed(s, &r, err);
+    else if (r.type == FRAME_HELLO)
+        rc = check_hello(s, &r, NULL, err);
+    else if (r.type == FRAME_PARKED && may_park)
+        rc = 1;
+    else
+        rc = untrusted(s, err, "an answer of the wrong kind");
+    if (rc >= 0)
+        pop(s, &r);
+    return rc;
+}
+
+static int opened(struct session *s, int rc, struct session **out, struct cb_error *err)
+{
     if (rc < 0) {
         session_free(s);
         return cb_wrap(err, "wait for the agent");
     }
-    pop(s, &r);
     session_scale(s, 1);
     *out = s;
+    return rc;
+}
+
+int session_open(int fd, int64_t timeout_ms, const struct session_callbacks *cb,
+                 struct session **out, struct cb_error *err)
+{
+    struct session *s = NULL;
+    int rc = session_new(fd, timeout_ms, cb, &s, err);
+    return opened(s, rc < 0 ? rc : first_word(s, false, timeout_ms, err), out, err);
+}
+
+int session_open_parking(int fd, int64_t timeout_ms, const struct session_callbacks *cb,
+                         struct session **out, struct cb_error *err)
+{
+    struct session *s = NULL;
+    int rc = session_new(fd, timeout_ms, cb, &s, err);
+    return opened(s, rc < 0 ? rc : first_word(s, true, timeout_ms, err), out, err);
+}
+
+int session_open_resumed(int fd, int64_t timeout_ms, const struct session_callbacks *cb,
+                         struct session **out, struct cb_error *err)
+{
+    struct session *s = NULL;
+    int rc = session_new(fd, timeout_ms, cb, &s, err);
+    return opened(s, rc < 0 ? rc : session_resume(s, timeout_ms, err), out, err);
+}
+
+int session_park(struct session *s, int64_t timeout_ms, struct cb_error *err)
+{
+    struct frame_out o;
+    struct reply r = {0};
+    begin(s, &o, FRAME_PARK, 0);
+    int rc = send_frame(s, &o, err);
+    if (rc == 0)
+        rc = expect(s, FRAME_PARKED, timeout_ms, &r, err);
+    if (rc < 0)
+        return cb_wrap(err, "make the machine ready to be saved");
+    pop(s, &r);
+    return 0;
+}
+
+int session_resume(struct session *s, int64_t timeout_ms, struct cb_error *err)
+{
+    struct frame_out o;
+    struct reply r = {0};
+    uint8_t random[FRAME_NONCE_LEN + FRAME_ENTROPY_LEN];
+    if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random)
+        return cb_fail_sys(err, errno, "random numbers");
+    begin(s, &o, FRAME_RESUME, 0);
+    frame_put(&o, TAG_NONCE, random, FRAME_NONCE_LEN);
+    frame_put(&o, TAG_ENTROPY, random + FRAME_NONCE_LEN, FRAME_ENTROPY_LEN);
+    frame_put_number(&o, TAG_TIME, (uint64_t)cb_now_ms());
+    int rc = send_frame(s, &o, err);
+    if (rc == 0)
+        rc = expect(s, FRAME_HELLO, timeout_ms, &r, err);
+    if (rc == 0)
+        rc = check_hello(s, &r, random, err);
+    if (rc < 0)
+        return cb_wrap(err, "resume the machine");
+    pop(s, &r);
     return 0;
 }
 
@@ -422,11 +529,6 @@ void session_free(struct session *s)
     free(s->out);
     free(s->probe);
     free(s);
-}
-
-static void begin(struct session *s, struct frame_out *o, enum frame_type type, uint32_t step)
-{
-    frame_begin(o, s->out, FRAME_HEAD + FRAME_REQUEST_MAX, type, step);
 }
 
 static void put_env(struct frame_out *o, const struct config_pairs *env)

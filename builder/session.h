@@ -26,11 +26,24 @@ struct session;
 /* Waits for the agent's hello. @fd is taken. */
 int session_open(int fd, int64_t timeout_ms, const struct session_callbacks *cb,
                  struct session **out, struct cb_error *err);
+/* With a machine that was resumed from a saved state, whose agent waits for us. */
+int session_open_resumed(int fd, int64_t timeout_ms, const struct session_callbacks *cb,
+                         struct session **out, struct cb_error *err);
+/* With an agent that was told to let itself be saved before it starts: 1 when it waits for that and
+ * for session_resume(), 0 when it cannot and has said hello. */
+int session_open_parking(int fd, int64_t timeout_ms, const struct session_callbacks *cb,
+                         struct session **out, struct cb_error *err);
 void session_free(struct session *s); /* NULL is fine */
+/* Makes a booted agent write what it has to its disk and be silent: the machine can be saved when
+ * this returns. Afterwards session_resume() alone may be called. */
+int session_park(struct session *s, int64_t timeout_ms, struct cb_error *err);
+/* Gives one that is parked the time and random numbers of its own, and waits for its hello. */
+int session_resume(struct session *s, int64_t timeout_ms, struct cb_error *err);
 struct machine;
 /* The same with the agent of a machine that was just started: its stream is taken. The first word
  * may take 30 s and at most @most_ms (0: no such limit); every limit of the session, this one too,
- * is five times as long where the guest is emulated. */
+ * is five times as long where the guest is emulated. One that was resumed is given what
+ * session_resume() says; 1 when it parked (session_open_parking()), else 0. */
 int session_with(struct machine *m, int64_t most_ms, const struct session_callbacks *cb,
                  struct session **out, struct cb_error *err);
 /* Sets the session's own limits to @factor times the usual: silence after which the agent counts as

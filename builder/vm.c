@@ -4,14 +4,13 @@
 #include "builder/netns.h"
 #include "builder/qcow2.h"
 #include "builder/qemu.h"
+#include "builder/qmp.h"
 #include "support/cleanup.h"
-#include "support/clock.h"
 #include "support/file.h"
 #include "support/mem.h"
 #include "support/proc.h"
 
 #include <fcntl.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,13 +25,16 @@ enum {
     MEMORY_MIB = 1024,
     MEMORY_MIN_MIB = 96,
     SET_UP_TIMEOUT_MS = 20000,
-    MONITOR_MAX = 64 << 10,
-    TICK_MS = 100,
+    STATE_TIMEOUT_MS = 120000, /* gigabytes may have to be written */
+    GO_ON_TIMEOUT_MS = 20000,
 };
 
 struct vm {
     struct netns *ns;
     int qmp;
+    struct qmp *monitor;
+    struct machine_identity id;
+    char *overlay;
     int terminal; /* whose settings are put back at the end; -1: none */
     struct termios saved;
 };
@@ -139,8 +141,12 @@ static int prepare_disks(struct starting *s, struct cb_error *err)
     struct stat st;
     if (stat(s->lower, &st) < 0)
         return cb_fail_sys(err, errno, "%s", s->lower);
-    s->overlay = cb_xasprintf("%s/root.qcow2", s->dir);
+    s->overlay =
+        spec->resume ? cb_xstrdup(spec->resume->overlay) : cb_xasprintf("%s/root.qcow2", s->dir);
     s->q.overlay = s->overlay;
+    s->vm->overlay = cb_xstrdup(s->overlay);
+    if (spec->resume)
+        return 0;
     return qcow2_create(s->overlay, (uint64_t)st.st_size, err);
 }
 
@@ -197,32 +203,43 @@ static int not_started(struct machine *m, struct cb_error *err)
                    end ? end + strlen("QEMU: ") : "it closed its monitor");
 }
 
-/* QEMU answers its monitor's first command when the machine is set up; what is wrong with a command
- * line, a kernel or a disk shows by then. (The greeting comes before that.) */
-static int wait_set_up(struct machine *m, int fd, struct cb_error *err)
+/* What is wrong with a command line, a kernel or a disk shows by the time QEMU's monitor takes
+ * commands. */
+static int wait_set_up(struct machine *m, struct vm *vm, struct cb_error *err)
 {
-    static const char hello[] = "{\"execute\":\"qmp_capabilities\"}\n";
-    int64_t end = cb_monotonic_ms() + SET_UP_TIMEOUT_MS;
-    CB_AUTO_BUF seen = CB_BUF_INIT(MONITOR_MAX);
-    if (send(fd, hello, sizeof(hello) - 1, MSG_NOSIGNAL) < 0)
+    CB_AUTO_ERROR why = CB_ERROR_INIT;
+    int rc = qmp_open(vm->qmp, SET_UP_TIMEOUT_MS, &vm->monitor, &why);
+    if (rc == -(int)CB_E_SYS)
         return not_started(m, err);
-    while (!machine_canceled()) {
-        struct pollfd w = {.fd = fd, .events = POLLIN};
-        char tmp[4096];
-        if (cb_monotonic_ms() >= end)
-            return cb_fail(err, CB_E_TIMEOUT, "QEMU was not set up within %d s",
-                           SET_UP_TIMEOUT_MS / 1000);
-        if (poll(&w, 1, TICK_MS) <= 0)
-            continue;
-        ssize_t n = read(fd, tmp, sizeof(tmp));
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0 || cb_buf_add(&seen, tmp, (size_t)n) < 0)
-            return not_started(m, err);
-        if (strstr(seen.data, "{\"return\": {}}"))
-            return 0;
+    if (rc == -(int)CB_E_TIMEOUT)
+        return cb_fail(err, CB_E_TIMEOUT, "QEMU was not set up within %d s",
+                       SET_UP_TIMEOUT_MS / 1000);
+    if (rc < 0) {
+        cb_wrap(&why, "start QEMU");
+        return cb_error_move(err, &why);
     }
-    return cb_fail(err, CB_E_CANCELED, "start QEMU: stopped");
+    vm->id.qemu = cb_xstrdup(qmp_version(vm->monitor));
+    return 0;
+}
+
+/* Goes on from the saved state. The machine was made as it was then; where that is not possible it
+ * must not be tried. */
+static int resume(struct starting *s, struct cb_error *err)
+{
+    const struct machine_saved *saved = s->spec->resume;
+    struct vm *vm = s->vm;
+    CB_AUTO_FREE char *differs = machine_identity_differs(saved->id, &vm->id);
+    if (differs)
+        return cb_fail(err, CB_E_CONFLICT, "%s", differs);
+    int rc = qmp_load(vm->monitor, saved->state, STATE_TIMEOUT_MS, err);
+    if (rc == 0 && saved->check)
+        rc = saved->check(saved->check_arg, err);
+    if (rc == 0)
+        rc = machine_vm_go_on(s->m, err);
+    if (rc < 0)
+        return rc;
+    s->m->resumed = true;
+    return 0;
 }
 
 static int open_log(const char *path, struct cb_error *err)
@@ -280,7 +297,22 @@ static int spawn(struct starting *s, struct cb_error *err)
     }
     cb_close(cb_take_fd(&agent_theirs));
     cb_close(cb_take_fd(&qmp_theirs));
-    return wait_set_up(m, s->vm->qmp, err);
+    rc = wait_set_up(m, s->vm, err);
+    return rc < 0 || !s->spec->resume ? rc : resume(s, err);
+}
+
+/* What a state that is saved from this machine will depend on. QEMU's version comes later, from
+ * QEMU itself. */
+static void know_machine(struct starting *s)
+{
+    static const char *const networks[] = {
+        [QEMU_NET_NONE] = "none", [QEMU_NET_SANDBOXED] = "sandboxed", [QEMU_NET_HOST] = "host"};
+    s->vm->id = (struct machine_identity){.machine = cb_xstrdup(qemu_machine(&s->q)),
+                                          .cpu = qemu_cpu(s->q.kvm),
+                                          .network = cb_xstrdup(networks[s->q.net]),
+                                          .vcpus = s->q.vcpus,
+                                          .memory_mib = s->q.memory_mib,
+                                          .tsc_khz = s->q.tsc_khz};
 }
 
 static int forward_ports(struct starting *s, struct cb_error *err)
@@ -323,6 +355,9 @@ static int start_all(struct starting *s, struct cb_error *err)
     s->q.terminal = spec->mode == MACHINE_BOOT && spec->console_fd >= 0;
     if (s->q.terminal && tcgetattr(spec->console_fd, &s->vm->saved) == 0)
         s->vm->terminal = spec->console_fd;
+    s->q.incoming = spec->resume != NULL;
+    s->m->parks = s->q.parks = spec->parks && spec->mode == MACHINE_BUILD;
+    know_machine(s);
     rc = spawn(s, err);
     return rc < 0 ? rc : forward_ports(s, err);
 }
@@ -338,12 +373,39 @@ static void vm_stop(struct machine *m, int64_t grace_ms)
         (void)tcsetattr(vm->terminal, TCSANOW, &vm->saved);
     console_close(m->console_log);
     netns_close(vm->ns);
+    qmp_close(vm->monitor);
     cb_close(vm->qmp);
     cb_close(m->stream);
+    machine_identity_release(&vm->id);
+    free(vm->overlay);
     free(vm);
     free(m->console);
     free(m->log);
     free(m);
+}
+
+const struct machine_identity *machine_vm_identity(const struct machine *m)
+{
+    return &((const struct vm *)m->private_data)->id;
+}
+
+const char *machine_vm_overlay(const struct machine *m)
+{
+    return ((const struct vm *)m->private_data)->overlay;
+}
+
+int machine_vm_save(struct machine *m, int fd, struct cb_error *err)
+{
+    struct vm *vm = m->private_data;
+    int rc = qmp_run(vm->monitor, "stop", NULL, -1, GO_ON_TIMEOUT_MS, NULL, err);
+    return rc < 0 ? rc : qmp_save(vm->monitor, fd, STATE_TIMEOUT_MS, err);
+}
+
+int machine_vm_go_on(struct machine *m, struct cb_error *err)
+{
+    struct vm *vm = m->private_data;
+    int rc = qmp_run(vm->monitor, "cont", NULL, -1, GO_ON_TIMEOUT_MS, NULL, err);
+    return rc < 0 ? cb_wrap(err, "let the machine go on") : 0;
 }
 
 static int vm_start(const struct settings *settings, const struct machine_spec *spec,

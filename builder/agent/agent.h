@@ -277,11 +277,27 @@ int layer_start(const struct setup *s, const struct layer_spec *l, pid_t *pid, i
 int mounts_for_layer(struct fail *f);
 void mounts_for_boot(void);
 
+/* --- park.c: being saved, and going on --- */
+
+struct resume {
+    uint8_t nonce[FRAME_NONCE_LEN], entropy[FRAME_ENTROPY_LEN];
+    uint64_t time_ms; /* 0: leave the clock */
+};
+int resume_parse(struct resume *r, const uint8_t *p, size_t n, struct fail *f);
+/* Says PARKED and waits for RESUME, which may be heard by any number of copies of this machine. */
+int park(struct chan *c, struct resume *r, struct fail *f);
+/* Sets the clock and makes this copy's random numbers its own. */
+void resume_apply(const struct resume *r);
+/* HELLO; @r: it answers that RESUME, NULL: it is the first word. */
+int chan_send_hello(struct chan *c, const char *mode, const struct resume *r);
+void clock_set_ms(uint64_t ms);
+
 /* --- build.c: the main loop of build mode --- */
 
 struct build_mode {
     const char *lower, *scratch, *output; /* mounted folders, and the output's path */
-    bool machine; /* we own the machine: set the clock, power off at the end */
+    bool machine;                 /* we own the machine: set the clock, power off at the end */
+    const struct resume *resumed; /* HELLO answers it; NULL: it is the first word */
 };
 /* Until SHUTDOWN or the end of the stream. @c is the caller's. Returns the exit status. */
 int build_loop(const struct build_mode *m, struct chan *c);
@@ -295,6 +311,7 @@ struct cmdline {
     unsigned prefix, mtu; /* mtu 0: as it is */
     bool reboot_ends;     /* capsule.poweroff=reboot: a machine without a power switch */
     bool no_shell;        /* capsule.shell=0 */
+    bool park;            /* capsule.park=1: before anything of a disk is read */
 };
 void cmdline_parse(const char *text, struct cmdline *c);
 void cmdline_read(struct cmdline *c);

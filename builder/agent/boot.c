@@ -360,11 +360,7 @@ static void look_for_host(struct boot *b, int64_t now)
         return;
     if (!b->host.out)
         chan_init(&b->host, b->port, FRAME_REQUEST_MAX);
-    struct frame_out o;
-    frame_begin(&o, b->host.out, FRAME_HEAD + FRAME_REPLY_MAX, FRAME_HELLO, 0);
-    frame_put_number(&o, TAG_VERSION, FRAME_VERSION);
-    frame_put_text(&o, TAG_MODE, "boot");
-    b->connected = chan_send(&b->host, &o) == 0;
+    b->connected = chan_send_hello(&b->host, "boot", NULL) == 0;
     b->beat_at = now + FRAME_HEARTBEAT_MS;
 }
 
@@ -386,6 +382,27 @@ static int start_exec(struct boot *b, const struct frame_head *h, const uint8_t 
     }
     step_release(&s);
     return rc;
+}
+
+/* The machine is saved while we wait in here. What goes on may be a copy, with another host: it
+ * knows nothing of what was said before. */
+static int be_saved(struct boot *b, struct fail *f)
+{
+    struct resume r;
+    if (b->exec_job.pid)
+        return fail_set(f, FAIL_PROTOCOL, "a command is running");
+    sync();
+    if (park(&b->host, &r, f) < 0) {
+        console_say("%s", f->text);
+        disconnect(b);
+        return 0;
+    }
+    resume_apply(&r);
+    console_say("resumed");
+    disconnect(b);
+    b->connected = chan_send_hello(&b->host, "boot", &r) == 0;
+    b->beat_at = now_ms() + FRAME_HEARTBEAT_MS;
+    return 0;
 }
 
 static void on_host(struct boot *b)
@@ -411,6 +428,11 @@ static void on_host(struct boot *b)
                 (void)chan_send_text(&b->host, FRAME_PROBE, 0, b->probe.last);
         } else if (h.type == FRAME_EXEC) {
             rc = start_exec(b, &h, p, &f);
+        } else if (h.type == FRAME_PARK) {
+            chan_pop(&b->host, &h); /* nothing of this host is left when another one speaks */
+            if (be_saved(b, &f) < 0)
+                (void)chan_send_fail(&b->host, h.step, &f);
+            continue;
         } else if (h.type == FRAME_SHUTDOWN) {
             b->stop = b->stop_asked = true;
         } else {

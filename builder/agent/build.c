@@ -18,7 +18,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #define OUTPUT_ALIGN 4096u
@@ -74,11 +73,8 @@ static int do_setup(struct build *b, const uint8_t *p, size_t n, struct fail *f)
     if (setup_parse(&b->setup, p, n, f) < 0)
         return -1;
     const struct setup *s = &b->setup;
-    if (b->mode->machine && s->time_ms) {
-        struct timespec ts = {.tv_sec = (time_t)(s->time_ms / 1000),
-                              .tv_nsec = (long)(s->time_ms % 1000) * 1000000};
-        (void)clock_settime(CLOCK_REALTIME, &ts);
-    }
+    if (b->mode->machine && s->time_ms)
+        clock_set_ms(s->time_ms);
     if (b->mode->machine && s->hostname)
         (void)!sethostname(s->hostname, strlen(s->hostname));
     if (open_output(b, s->output ? s->output : b->mode->output, f) < 0 ||
@@ -294,20 +290,11 @@ static int on_host(struct build *b)
     return 0;
 }
 
-static int hello(struct chan *c, const char *mode)
-{
-    struct frame_out o;
-    frame_begin(&o, c->out, FRAME_HEAD + FRAME_REPLY_MAX, FRAME_HELLO, 0);
-    frame_put_number(&o, TAG_VERSION, FRAME_VERSION);
-    frame_put_text(&o, TAG_MODE, mode);
-    return chan_send(c, &o);
-}
-
 int build_loop(const struct build_mode *m, struct chan *c)
 {
     struct build b = {
         .mode = m, .host = c, .stack = {.scratch = -1}, .child = {.fd = -1}, .output = -1};
-    int rc = hello(c, "build");
+    int rc = chan_send_hello(c, "build", m->resumed);
     (void)signal(SIGPIPE, SIG_IGN);
     (void)signal(SIGCHLD, SIG_DFL);
     poke("/proc/self/oom_score_adj", "-1000");

@@ -83,6 +83,8 @@ void cmdline_parse(const char *text, struct cmdline *c)
                     *slash = 0;
             } else if (value_of(word, "capsule.poweroff", v, sizeof v)) {
                 c->reboot_ends = strcmp(v, "reboot") == 0;
+            } else if (value_of(word, "capsule.park", v, sizeof v)) {
+                c->park = strcmp(v, "1") == 0;
             } else if (value_of(word, "capsule.shell", v, sizeof v)) {
                 c->no_shell = strcmp(v, "0") == 0;
             } else {
@@ -149,10 +151,19 @@ static void drop_module(const char *path)
     (void)unlink(path);
 }
 
-/* Those for other machines than ours are needed only where the root is on an ordinary disk. */
-static void load_modules(bool hardware)
+/* Until it is loaded nobody has looked at a disk. (Where it is built in, the kernel has.) */
+#define DISK_MODULE "/modules/virtio_blk.ko"
+
+static void load_all_but_disks(const char *path)
 {
-    for_each_line("/modules.list", load_module);
+    if (strcmp(path, DISK_MODULE) != 0)
+        load_module(path);
+}
+
+/* Those for other machines than ours are needed only where the root is on an ordinary disk. */
+static void load_modules(bool hardware, bool disks)
+{
+    for_each_line("/modules.list", disks ? load_module : load_all_but_disks);
     for_each_line("/modules.hardware", hardware ? try_module : drop_module);
 }
 
@@ -448,26 +459,49 @@ static int switch_root(const char *at, struct fail *f)
     return 0;
 }
 
-/* The initramfs cannot be pivoted away from; a tmpfs in its place can. */
-static int build_mode(struct fail *f)
+static int open_host(struct chan *c, struct fail *f)
 {
-    char output[300];
-    if (mkdir("/new", 0755) < 0 || mount("tmpfs", "/new", "tmpfs", 0, "mode=755") < 0)
-        return fail_sys(f, errno, "make the agent's root");
-    if (mount_disk("lower", "/new/lower", MS_RDONLY | MS_NOATIME, "noload", f) < 0 ||
-        mount_disk("scratch", "/new/scratch", MS_NOATIME, NULL, f) < 0 ||
-        wait_disk("output", output, sizeof output, f) < 0 || switch_root("/new", f) < 0)
-        return -1;
     int fd = port_open(DEVICE_WAIT_MS);
     if (fd < 0)
         return fail_set(f, FAIL_SYSTEM, "no virtio-serial port %s", FRAME_PORT_NAME);
     while (!port_connected(fd))
         pause_ms(10);
     (void)fcntl(fd, F_SETFL, 0); /* a write that waits is how output is held back */
-    struct build_mode m = {
-        .lower = "/lower", .scratch = "/scratch", .output = output, .machine = true};
+    chan_init(c, fd, FRAME_REQUEST_MAX);
+    return 0;
+}
+
+/* Lets itself be saved while it has seen nothing but its own program. @r: what it goes on with. */
+static int park_before_disks(struct chan *c, struct resume *r, struct fail *f)
+{
+    if (open_host(c, f) < 0 || park(c, r, f) < 0)
+        return -1;
+    resume_apply(r);
+    load_module(DISK_MODULE);
+    return 0;
+}
+
+/* The initramfs cannot be pivoted away from; a tmpfs in its place can. */
+static int build_mode(bool parks, struct fail *f)
+{
+    char output[300];
     struct chan c;
-    chan_init(&c, fd, FRAME_REQUEST_MAX);
+    struct resume r;
+    if (parks && park_before_disks(&c, &r, f) < 0)
+        return -1;
+    if (mkdir("/new", 0755) < 0 || mount("tmpfs", "/new", "tmpfs", 0, "mode=755") < 0)
+        return fail_sys(f, errno, "make the agent's root");
+    if (mount_disk("lower", "/new/lower", MS_RDONLY | MS_NOATIME, "noload", f) < 0 ||
+        mount_disk("scratch", "/new/scratch", MS_NOATIME, NULL, f) < 0 ||
+        wait_disk("output", output, sizeof output, f) < 0 || switch_root("/new", f) < 0)
+        return -1;
+    if (!parks && open_host(&c, f) < 0)
+        return -1;
+    struct build_mode m = {.lower = "/lower",
+                           .scratch = "/scratch",
+                           .output = output,
+                           .machine = true,
+                           .resumed = parks ? &r : NULL};
     (void)build_loop(&m, &c);
     (void)poll(NULL, 0, 100); /* what is in the port's ring does not survive the machine */
     chan_release(&c);
@@ -530,12 +564,13 @@ _Noreturn void guest_main(void)
         console_say("probe ok");
         machine_end(&c);
     }
-    load_modules(c.root[0] != 0);
+    bool parks = c.park && strcmp(c.mode, "build") == 0 && access(DISK_MODULE, F_OK) == 0;
+    load_modules(c.root[0] != 0, !parks);
     int rc;
     if (strcmp(c.mode, "build") == 0) {
         rc = network_up(&c, &f);
         if (rc == 0)
-            rc = build_mode(&f);
+            rc = build_mode(parks, &f);
     } else if (strcmp(c.mode, "boot") == 0) {
         rc = boot_mode(&c, &f); /* the network is the booted agent's */
     } else {
