@@ -1,6 +1,7 @@
 /* Brings every layer's diff about. A machine is started only when a layer is not cached; one
  * machine serves all that are missing. */
 #include "builder/build_private.h"
+#include "builder/saved.h"
 #include "builder/session.h"
 
 #include "support/cleanup.h"
@@ -253,14 +254,11 @@ static int start_machine(struct talk *t, const char *lower, struct cb_error *err
         .note = on_note,
         .note_arg = b,
     };
-    if ((rc = driver->start(b->settings, &spec, &t->m, err)) < 0)
-        return cb_wrap(err, "start the %s", driver->name);
     struct session_callbacks cb = {.output = on_output, .note = on_note, .arg = b};
-    rc = session_with(t->m, 0, &cb, &t->s, err);
-    if (rc < 0) {
-        cb_wrap(err, "the builder's agent did not answer");
-        return explain_end(t, err);
-    }
+    const struct saved_boot boot = {.kernel = b->kernel_digest, .initramfs = b->initramfs_digest};
+    rc = saved_start(b->settings, driver, &boot, &spec, &cb, &t->m, &t->s, err);
+    if (rc < 0)
+        return t->m ? explain_end(t, err) : rc;
     struct guest_setup g = {
         .hostname = BUILD_HOSTNAME,
         .image_env = &b->base.config.env,
