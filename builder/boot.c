@@ -66,6 +66,71 @@ static int wait_ready(struct session *s, struct machine *m, int64_t limit_ms, in
                    (long long)(limit_ms / 1000));
 }
 
+/* Boots it and waits until it is ready: 0 with machine and session, which are the caller's in any
+ * case. */
+static int check_cold(const struct boot_check *bc, struct machine_spec *spec, struct machine **m,
+                      struct session **s, char **how, struct cb_error *err)
+{
+    int rc = machine_vm.start(bc->settings, spec, m, err);
+    if (rc < 0)
+        return cb_wrap(err, "boot check");
+    int64_t limit = bc->timeout_ms ? bc->timeout_ms : machine_limit(*m, BOOT_TIMEOUT_MS);
+    int64_t end = cb_monotonic_ms() + limit;
+    struct session_callbacks cb = {.output = check_output, .note = check_note, .arg = bc->em};
+    rc = session_with(*m, limit, &cb, s, err);
+    if (rc < 0) {
+        CB_AUTO_FREE char *ended = machine_end_text(*m);
+        cb_wrap(err, "the image did not boot%s%s", ended ? ": " : "", ended ? ended : "");
+        if (err->code != CB_E_CANCELED)
+            err->code = CB_E_COMMAND;
+    } else {
+        rc = wait_ready(*s, *m, limit, end, how, err);
+    }
+    if (rc < 0 && err->code != CB_E_CANCELED) {
+        CB_AUTO_FREE char *tail = emit_tail(bc->em);
+        add_evidence(err, tail, *m);
+        cb_wrap(err, "boot check");
+    }
+    return rc;
+}
+
+static void end_machine(struct machine **m, struct session **s, int64_t grace_ms)
+{
+    session_free(*s);
+    if (*m)
+        (*m)->driver->stop(*m, grace_ms);
+    *s = NULL;
+    *m = NULL;
+}
+
+/* Saves the ready machine, and sees that what was saved becomes ready again. */
+static int check_warm(const struct boot_check *bc, struct machine_spec *spec, struct machine **m,
+                      struct session **s, struct cb_error *err)
+{
+    struct session_callbacks cb = {.output = check_output, .note = check_note, .arg = bc->em};
+    CB_AUTO_FREE char *dir = cb_xasprintf("%s/warm", bc->work_dir);
+    CB_AUTO_FREE char *how = NULL;
+    int rc = warm_save(bc->store, *m, *s, &bc->of, spec->work_dir, bc->warm, err);
+    if (rc < 0)
+        return cb_wrap(err, "save the ready machine (snapshot: warm)");
+    end_machine(m, s, 0);
+    int64_t began = cb_monotonic_ms();
+    spec->work_dir = dir;
+    rc = warm_start(bc->store, bc->settings, bc->warm, &bc->of, spec, &cb, m, s, err);
+    int64_t limit = *m ? machine_limit(*m, BOOT_TIMEOUT_MS) : 0;
+    if (rc == 0)
+        rc = wait_ready(*s, *m, limit, cb_monotonic_ms() + limit, &how, err);
+    if (rc < 0 && *m && err->code != CB_E_CANCELED)
+        add_evidence(err, NULL, *m);
+    if (rc < 0)
+        return cb_wrap(err, "resume the machine that was saved (snapshot: warm)");
+    char size[32];
+    cb_human_bytes(bc->warm->size, size, sizeof(size));
+    emit_note(bc->em, "the ready machine is saved, %s; resumed, it was ready after %lld ms", size,
+              (long long)(cb_monotonic_ms() - began));
+    return 0;
+}
+
 int boot_check_run(const struct boot_check *bc, char **how, struct cb_error *err)
 {
     CB_AUTO_FREE char *dir = cb_xasprintf("%s/boot", bc->work_dir);
@@ -87,35 +152,16 @@ int boot_check_run(const struct boot_check *bc, char **how, struct cb_error *err
                                 .note = check_note,
                                 .note_arg = bc->em};
     struct machine *m = NULL;
-    build_machine_count(1);
-    if ((rc = machine_vm.start(bc->settings, &spec, &m, err)) < 0) {
-        build_machine_count(-1);
-        return cb_wrap(err, "boot check");
-    }
-    int64_t limit = bc->timeout_ms ? bc->timeout_ms : machine_limit(m, BOOT_TIMEOUT_MS);
-    int64_t end = cb_monotonic_ms() + limit;
-    struct session_callbacks cb = {.output = check_output, .note = check_note, .arg = bc->em};
     struct session *s = NULL;
-    rc = session_with(m, limit, &cb, &s, err);
-    if (rc < 0) {
-        CB_AUTO_FREE char *ended = machine_end_text(m);
-        cb_wrap(err, "the image did not boot%s%s", ended ? ": " : "", ended ? ended : "");
-        if (err->code != CB_E_CANCELED)
-            err->code = CB_E_COMMAND;
-    } else {
-        rc = wait_ready(s, m, limit, end, how, err);
-    }
-    if (rc < 0 && err->code != CB_E_CANCELED) {
-        CB_AUTO_FREE char *tail = emit_tail(bc->em);
-        add_evidence(err, tail, m);
-        cb_wrap(err, "boot check");
-    }
+    build_machine_count(1);
+    rc = check_cold(bc, &spec, &m, &s, how, err);
+    if (rc >= 0 && bc->warm)
+        rc = check_warm(bc, &spec, &m, &s, err);
     if (rc >= 0) {
         CB_AUTO_ERROR late = CB_ERROR_INIT;
         (void)session_shutdown(s, SHUTDOWN_MS, &late);
     }
-    session_free(s);
-    m->driver->stop(m, rc >= 0 ? SHUTDOWN_MS : 0);
+    end_machine(&m, &s, rc >= 0 ? SHUTDOWN_MS : 0);
     return build_machine_done(rc < 0 ? -(int)err->code : 0, err);
 }
 
@@ -174,6 +220,37 @@ static int choose_ports(const struct boot_request *r, uint16_t (*ports)[2], stru
     return 0;
 }
 
+/* 1: it goes on from the machine that was saved; 0: it has to be booted, for a reason that was
+ * said.
+ */
+static int start_warm(struct boot *b, struct store *store, const struct settings *settings,
+                      const struct template_manifest *t, struct machine_spec *spec,
+                      const struct session_callbacks *cb, struct cb_error *err)
+{
+    static const struct cb_digest none;
+    if (cb_digest_eq(&t->warm.blob, &none)) {
+        fprintf(
+            stderr,
+            "%s version %llu has no saved machine (config.snapshot: warm makes one): cold boot\n",
+            t->name, (unsigned long long)t->version);
+        return 0;
+    }
+    CB_AUTO_ERROR why = CB_ERROR_INIT;
+    CB_AUTO_FREE char *dir = cb_xasprintf("%s/warm", b->r->work_dir);
+    const char *cold_dir = spec->work_dir;
+    const struct warm_of of = {&t->image, &t->kernel, &t->initramfs};
+    spec->work_dir = dir;
+    int rc = warm_start(store, settings, &t->warm, &of, spec, cb, &b->m, &b->s, &why);
+    spec->work_dir = cold_dir;
+    if (rc == 0)
+        return 1;
+    if (rc == -(int)CB_E_CANCELED)
+        return cb_error_move(err, &why);
+    fprintf(stderr, "the saved machine of %s version %llu is not used: %s: cold boot\n", t->name,
+            (unsigned long long)t->version, why.msg);
+    return 0;
+}
+
 static int start(struct boot *b, struct store *store, const struct settings *settings,
                  const struct template_manifest *t, struct cb_error *err)
 {
@@ -208,9 +285,11 @@ static int start(struct boot *b, struct store *store, const struct settings *set
                                 .console_fd = console ? STDOUT_FILENO : -1,
                                 .console_signals = t->boot.start_argv.n > 0,
                                 .note = person_note};
+    struct session_callbacks cb = {.output = person_output, .note = person_note, .arg = b};
+    if (r->warm && (rc = start_warm(b, store, settings, t, &spec, &cb, err)) != 0)
+        return rc < 0 ? cb_wrap(err, "boot %s", t->name) : 0;
     if ((rc = machine_vm.start(settings, &spec, &b->m, err)) < 0)
         return cb_wrap(err, "boot %s", t->name);
-    struct session_callbacks cb = {.output = person_output, .note = person_note, .arg = b};
     rc = session_with(b->m, 0, &cb, &b->s, err);
     return rc < 0 ? cb_wrap(err, "boot %s: it did not come up", t->name) : 0;
 }

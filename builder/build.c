@@ -76,6 +76,7 @@ void build_release(struct build *b)
         layer_blob_release(&b->agent_layer);
     boot_info_release(&b->boot);
     chunk_map_release(&b->chunks);
+    warm_state_release(&b->warm);
     places_free(b->places);
     cb_strv_release(&b->unknown);
     store_free(b->store);

@@ -4,6 +4,7 @@
 #include "builder/builder.h"
 #include "builder/emit.h"
 #include "builder/machine.h"
+#include "builder/warm.h"
 
 #include <signal.h>
 
@@ -56,6 +57,7 @@ struct build {
     char *image_tmp; /* the flattened image, in the store's tmp, until it is published */
     struct flatten_result image;
     struct chunk_map chunks; /* of the image */
+    struct warm_state warm;  /* of the image's ready machine */
     struct places *places;   /* where it has its layers' files */
 };
 
@@ -108,6 +110,11 @@ struct boot_check {
     enum tier tier;
     int64_t timeout_ms; /* 0: 60 s, five times that under TCG */
     struct emitter *em;
+    /* The ready machine is saved into it (config.snapshot: warm) and resumed once to see that it
+     * can be; NULL: not. */
+    struct warm_state *warm;
+    struct store *store; /* for that */
+    struct warm_of of;
 };
 int boot_check_run(const struct boot_check *bc, char **how, struct cb_error *err);
 

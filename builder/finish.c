@@ -231,8 +231,10 @@ static int make_image(struct build *b, struct cb_error *err)
 
 static int check_boot(struct build *b, struct cb_error *err)
 {
+    bool warm = b->c->snapshot && strcmp(b->c->snapshot, "warm") == 0;
     if (b->o->no_boot_check) {
-        emit_warning(&b->em, "the image was not booted before it is published (--no-boot-check)");
+        emit_warning(&b->em, "the image was not booted before it is published (--no-boot-check)%s",
+                     warm ? ", so its ready machine is not saved (snapshot: warm)" : "");
         return 0;
     }
     emit_step_start(&b->em, PHASE_BOOT_CHECK, NULL, "boot the image and wait until it is ready");
@@ -245,7 +247,10 @@ static int check_boot(struct build *b, struct cb_error *err)
                             .hostname = b->name,
                             .tier = b->c->tier,
                             .timeout_ms = b->o->boot_timeout_ms,
-                            .em = &b->em};
+                            .em = &b->em,
+                            .warm = warm ? &b->warm : NULL,
+                            .store = b->store,
+                            .of = {&b->image.digest, &b->kernel_digest, &b->initramfs_digest}};
     CB_AUTO_FREE char *how = NULL;
     int rc = boot_check_run(&bc, &how, err);
     if (rc < 0)
@@ -322,6 +327,11 @@ static void fill_manifest(const struct build *b, const struct store_chunks *chun
         cb_strv_add(&m->cmd, b->base.config.cmd.v[i]);
     boot_info_make(b, &m->boot);
     m->boot_checked = !b->o->no_boot_check;
+    m->warm = b->warm;
+    m->warm.qemu = cb_xstrdup0(b->warm.qemu); /* the manifest owns its own */
+    m->warm.machine = cb_xstrdup0(b->warm.machine);
+    m->warm.cpu = cb_xstrdup0(b->warm.cpu);
+    m->warm.network = cb_xstrdup0(b->warm.network);
     m->config = config_dump(b->c);
     json_t *lock = build_lock(b);
     m->lock = lock ? json_dumps(lock, JSON_SORT_KEYS | JSON_COMPACT) : NULL;

@@ -81,6 +81,8 @@ char *machine_identity_differs(const struct machine_identity *saved,
         if (strcmp(was, is) != 0)
             return cb_xasprintf("%s is %s here, it was saved with %s", texts[i].what, is, was);
     }
+    if (!cb_digest_eq(&saved->cmdline, &here->cmdline))
+        return cb_xstrdup("the kernel is told something else here");
     if (saved->vcpus != here->vcpus)
         return cb_xasprintf("it has %u CPUs here, it was saved with %u", here->vcpus, saved->vcpus);
     if (saved->memory_mib != here->memory_mib)

@@ -7,6 +7,7 @@
 
 #include "schemas/settings.h"
 #include "support/error.h"
+#include "support/hash.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -26,10 +27,11 @@ struct machine_disk {
  * owned.
  */
 struct machine_identity {
-    char *qemu;    /* "7.2.22 (Debian 1:7.2...)" */
-    char *machine; /* QEMU's machine type: "microvm" */
-    char *cpu;     /* "max, emulated", or the host's model, microcode and features */
-    char *network; /* "none", "sandboxed", "host" */
+    char *qemu;               /* "7.2.22 (Debian 1:7.2...)" */
+    char *machine;            /* QEMU's machine type: "microvm" */
+    char *cpu;                /* "max, emulated", or the host's model, microcode and features */
+    char *network;            /* "none", "sandboxed", "host" */
+    struct cb_digest cmdline; /* of what the kernel was told, but for tsc_khz */
     uint32_t vcpus, memory_mib;
     uint32_t tsc_khz; /* the guest was told; 0: it was not */
 };

@@ -154,17 +154,11 @@ static void add_channels(struct cb_strv *argv)
     cb_strv_add(argv, "chardev=qmp,mode=control");
 }
 
-static char *kernel_words(const struct qemu_spec *q)
+char *qemu_kernel_words(const struct qemu_spec *q)
 {
     CB_AUTO_BUF b = CB_BUF_INIT(4096);
     (void)cb_buf_addf(&b, "console=ttyS0 quiet panic=-1 random.trust_cpu=on capsule.mode=%s",
                       q->mode);
-    /* microvm has a timer chip without the port that Linux measures it by: when the quick
-     * measurement is disturbed (a busy host) there is no second one and the guest hangs. The
-     * counter is the host's, the same on all CPUs, so Linux is told its rate, and that it can be
-     * trusted: then it is the guest's clock, which without KVM would be the timer interrupt. */
-    if (q->tsc_khz)
-        (void)cb_buf_addf(&b, " tsc=reliable tsc_early_khz=%u", q->tsc_khz);
     if (q->net != QEMU_NET_NONE)
         (void)cb_buf_addf(
             &b, " capsule.ip=" GUEST_ADDRESS "/24 capsule.gw=" GUEST_GATEWAY " capsule.dns=%s",
@@ -178,6 +172,19 @@ static char *kernel_words(const struct qemu_spec *q)
     if (q->spec && q->spec->cmdline_extra && *q->spec->cmdline_extra)
         (void)cb_buf_addf(&b, " %s", q->spec->cmdline_extra);
     return cb_buf_take(&b);
+}
+
+static void add_words(const struct qemu_spec *q, struct cb_strv *argv)
+{
+    CB_AUTO_FREE char *words = qemu_kernel_words(q);
+    /* microvm has a timer chip without the port that Linux measures it by: when the quick
+     * measurement is disturbed (a busy host) there is no second one and the guest hangs. The
+     * counter is the host's, the same on all CPUs, so Linux is told its rate, and that it can be
+     * trusted: then it is the guest's clock, which without KVM would be the timer interrupt. */
+    if (q->tsc_khz)
+        cb_strv_addf(argv, "%s tsc=reliable tsc_early_khz=%u", words, q->tsc_khz);
+    else
+        cb_strv_add(argv, words);
 }
 
 const char *qemu_machine(const struct qemu_spec *q)
@@ -243,7 +250,7 @@ void qemu_command(const struct qemu_spec *q, struct cb_strv *argv)
     cb_strv_add(argv, "-initrd");
     cb_strv_add(argv, q->initramfs);
     cb_strv_add(argv, "-append");
-    cb_strv_take(argv, kernel_words(q));
+    add_words(q, argv);
     if (q->incoming) {
         cb_strv_add(argv, "-S");
         cb_strv_add(argv, "-incoming");

@@ -38,6 +38,8 @@ struct qemu_spec {
     uint32_t tsc_khz; /* TCG: the guest's time stamp counter; 0: the guest finds out */
 };
 void qemu_command(const struct qemu_spec *q, struct cb_strv *argv);
+/* The kernel's command line, but for what tsc_khz adds. Owned. */
+char *qemu_kernel_words(const struct qemu_spec *q);
 /* The machine type that it asks for: "microvm". */
 const char *qemu_machine(const struct qemu_spec *q);
 /* What the guest's CPU depends on. Owned. */

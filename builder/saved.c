@@ -93,18 +93,20 @@ static int parse_head(const char *text, size_t n, struct saved_file *f, struct c
     CB_AUTO(json) o = json_loadb(text, n, JSON_REJECT_DUPLICATES, NULL);
     int format = 0;
     json_int_t size = 0, vcpus = 0, memory = 0, tsc = 0;
-    const char *digest = NULL, *qemu = NULL, *machine = NULL, *cpu = NULL, *network = NULL;
+    const char *digest = NULL, *qemu = NULL, *machine = NULL, *cpu = NULL, *network = NULL,
+               *cmdline = NULL;
     if (!o ||
-        json_unpack(o, "{s:i, s:I, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I}", "format", &format,
+        json_unpack(o, "{s:i, s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I}", "format", &format,
                     "size", &size, "digest", &digest, "qemu", &qemu, "machine", &machine, "cpu",
-                    &cpu, "network", &network, "vcpus", &vcpus, "memory_mib", &memory, "tsc_khz",
-                    &tsc) < 0 ||
+                    &cpu, "network", &network, "cmdline", &cmdline, "vcpus", &vcpus, "memory_mib",
+                    &memory, "tsc_khz", &tsc) < 0 ||
         format != FORMAT || size <= 0 || (uint64_t)size > STATE_MAX || vcpus < 1 ||
         vcpus > UINT16_MAX || memory < 1 || memory > UINT32_MAX || tsc < 0 || tsc > UINT32_MAX ||
-        !cb_digest_parse(digest, &f->digest))
+        !cb_digest_parse(digest, &f->digest) || !cb_digest_parse(cmdline, &f->id.cmdline))
         return cb_fail(err, CB_E_CORRUPT, "its head is not one");
     f->size = (uint64_t)size;
-    f->id = (struct machine_identity){.qemu = cb_xstrdup(qemu),
+    f->id = (struct machine_identity){.cmdline = f->id.cmdline,
+                                      .qemu = cb_xstrdup(qemu),
                                       .machine = cb_xstrdup(machine),
                                       .cpu = cb_xstrdup(cpu),
                                       .network = cb_xstrdup(network),
@@ -211,7 +213,7 @@ static int write_head(int fd, const struct machine_identity *id, struct cb_error
 {
     struct stat st;
     struct cb_digest d;
-    char digest[CB_DIGEST_LEN + 1], head[HEAD];
+    char digest[CB_DIGEST_LEN + 1], cmdline[CB_DIGEST_LEN + 1], head[HEAD];
     if (fstat(fd, &st) < 0 || st.st_size <= HEAD)
         return cb_fail(err, CB_E_SYS, "nothing was saved");
     uint64_t size = (uint64_t)st.st_size - HEAD;
@@ -219,11 +221,13 @@ static int write_head(int fd, const struct machine_identity *id, struct cb_error
     if (rc < 0)
         return rc;
     cb_digest_text(&d, digest);
+    cb_digest_text(&id->cmdline, cmdline);
     CB_AUTO(json)
-    o = json_pack("{s:i, s:I, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I}", "format", FORMAT, "size",
-                  (json_int_t)size, "digest", digest, "qemu", id->qemu, "machine", id->machine,
-                  "cpu", id->cpu, "network", id->network, "vcpus", (json_int_t)id->vcpus,
-                  "memory_mib", (json_int_t)id->memory_mib, "tsc_khz", (json_int_t)id->tsc_khz);
+    o = json_pack("{s:i, s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I}", "format", FORMAT,
+                  "size", (json_int_t)size, "digest", digest, "qemu", id->qemu, "machine",
+                  id->machine, "cpu", id->cpu, "network", id->network, "cmdline", cmdline, "vcpus",
+                  (json_int_t)id->vcpus, "memory_mib", (json_int_t)id->memory_mib, "tsc_khz",
+                  (json_int_t)id->tsc_khz);
     CB_AUTO_FREE char *text = o ? json_dumps(o, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
     if (!text || strlen(text) >= HEAD)
         return cb_fail(err, CB_E_LIMIT, "the description of the machine is too long");

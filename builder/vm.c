@@ -313,6 +313,8 @@ static void know_machine(struct starting *s)
                                           .vcpus = s->q.vcpus,
                                           .memory_mib = s->q.memory_mib,
                                           .tsc_khz = s->q.tsc_khz};
+    CB_AUTO_FREE char *words = qemu_kernel_words(&s->q);
+    cb_sha256(words, strlen(words), &s->vm->id.cmdline);
 }
 
 static int forward_ports(struct starting *s, struct cb_error *err)
@@ -356,7 +358,8 @@ static int start_all(struct starting *s, struct cb_error *err)
     if (s->q.terminal && tcgetattr(spec->console_fd, &s->vm->saved) == 0)
         s->vm->terminal = spec->console_fd;
     s->q.incoming = spec->resume != NULL;
-    s->m->parks = s->q.parks = spec->parks && spec->mode == MACHINE_BUILD;
+    s->m->parks = spec->parks && spec->mode == MACHINE_BUILD;
+    s->q.parks = spec->mode == MACHINE_BUILD && (spec->parks || spec->resume);
     know_machine(s);
     rc = spawn(s, err);
     return rc < 0 ? rc : forward_ports(s, err);

@@ -31,7 +31,7 @@ struct cli_args {
     const char *isolation, *pull;
     enum progress_mode progress;
     bool force, clean, no_boot_check, allow_unknown, allow_host_network;
-    bool follow, json, once, explain, locked;
+    bool follow, json, once, warm, explain, locked;
     int64_t boot_timeout_ms;
     uint16_t forwards[32][2]; /* host (0: any free one), guest */
     size_t n_forwards;

@@ -30,6 +30,7 @@ enum {
     OPT_BOOT_TIMEOUT,
     OPT_JSON,
     OPT_ONCE,
+    OPT_WARM,
     OPT_FORWARD,
     OPT_EXEC,
     OPT_VERSION,
@@ -117,6 +118,7 @@ static const struct option boot_options[] = {
     {"forward", required_argument, NULL, OPT_FORWARD},
     {"exec", no_argument, NULL, OPT_EXEC},
     {"once", no_argument, NULL, OPT_ONCE},
+    {"warm", no_argument, NULL, OPT_WARM},
     {"boot-timeout", required_argument, NULL, OPT_BOOT_TIMEOUT},
     {"version", required_argument, NULL, OPT_VERSION},
     END_OPTIONS,
@@ -230,6 +232,8 @@ static void print_help(FILE *out)
         "  --forward HOST:GUEST             a port of this machine's loopback leads there\n"
         "  --exec CMD ARGS...               run one command; its exit code is ours\n"
         "  --once                           say when it is ready, then power off\n"
+        "  --warm                           from the machine that the build saved (snapshot: "
+        "warm)\n"
         "  --version N                      a version other than the current one\n"
         "\nThe store:\n"
         "  --max-bytes SIZE                 (gc) it shall not take more, such as 20G\n"
@@ -394,6 +398,7 @@ static int set_option(struct cli_args *a, int opt, const char *value)
     case OPT_EXPLAIN: a->explain = true; return 0;
     case OPT_LOCKED: a->locked = true; return 0;
     case OPT_ONCE: a->once = true; return 0;
+    case OPT_WARM: a->warm = true; return 0;
     case OPT_FORWARD: return add_forward(a, value);
     case OPT_FORMAT: a->format = value; return 0;
     case 'o': a->output = value; return 0;

@@ -217,6 +217,7 @@ static int check_complete(struct store *s, const struct template_manifest *m, st
                  {"modules", &m->modules},
                  {"package list", &m->sbom},
                  {"provenance", &m->provenance},
+                 {"saved machine", &m->warm.blob},
                  {"signed package list", &m->sbom_signed},
                  {"signed provenance", &m->provenance_signed}};
     for (size_t i = 0; i < sizeof(blobs) / sizeof(*blobs); i++) {

@@ -283,6 +283,7 @@ static int check_version(const struct verify *v, const struct item *it, struct c
         const struct cb_digest *d;
         const char *what;
     } optional[] = {{&m->modules, "the modules"},
+                    {&m->warm.blob, "the saved machine"},
                     {&m->sbom, "the package list"},
                     {&m->provenance, "the provenance"},
                     {&m->sbom_signed, "the signed package list"},

@@ -49,6 +49,17 @@ struct boot_info {
 };
 void boot_info_release(struct boot_info *b);
 
+/* The ready machine of a template, saved (config.snapshot: warm), and what it depends on: it goes
+ * on only where all of that is the same. */
+struct warm_state {
+    struct cb_digest blob;                /* layers/warm_blob.h; all zero: there is none */
+    uint64_t size;                        /* of the blob */
+    char *qemu, *machine, *cpu, *network; /* builder/machine.h, struct machine_identity */
+    uint32_t vcpus, memory_mib, tsc_khz;
+    struct cb_digest image, kernel, initramfs; /* what it had booted */
+    struct cb_digest cmdline;                  /* what its kernel was told */
+};
+
 struct template_manifest {
     char *name; /* the config's */
     char workload_key[17];
@@ -80,6 +91,7 @@ struct template_manifest {
     struct cb_strv entrypoint, cmd;
     struct boot_info boot;
     bool boot_checked; /* the image was booted and became ready before it was published */
+    struct warm_state warm;
     /* Documents about it (docs/provenance.md), all blobs; all zero when absent. */
     struct cb_digest sbom;              /* SPDX: the packages in the image */
     struct cb_digest provenance;        /* in-toto statement: how it was made */

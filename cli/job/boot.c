@@ -35,6 +35,7 @@ static int boot_with(struct cli_args *a, const struct settings *s, struct store 
                              .exec_argv = n_exec ? exec_argv : NULL,
                              .boot_timeout_ms = a->boot_timeout_ms,
                              .once = a->once,
+                             .warm = a->warm,
                              .work_dir = work};
     struct sigaction sa = {.sa_handler = on_stop};
     (void)sigaction(SIGINT, &sa, NULL);

@@ -39,8 +39,9 @@ static struct template_manifest *make_manifest(struct store *s, const char *name
     put_image(s, "image", &m->image);
     assert_ok(store_blob_put(s, "kernel", 6, &m->kernel, &err), &err);
     assert_ok(store_blob_put(s, "initramfs", 9, &m->initramfs, &err), &err);
-    struct cb_digest *optional[] = {&m->modules, &m->sbom, &m->provenance, &m->sbom_signed,
-                                    &m->provenance_signed};
+    struct cb_digest *optional[] = {&m->modules,           &m->sbom,
+                                    &m->provenance,        &m->sbom_signed,
+                                    &m->provenance_signed, &m->warm.blob};
     for (size_t i = 0; i < sizeof(optional) / sizeof(*optional); i++)
         memset(optional[i], 0, sizeof(*optional[i]));
     for (size_t i = 0; i < m->n_layers; i++)

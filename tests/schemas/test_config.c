@@ -302,7 +302,6 @@ static void test_what_is_not_acted_on_is_named_once(void **state)
                                            "network_policy",
                                            "auth",
                                            "init",
-                                           "snapshot",
                                            "kernel",
                                            "tenant_gcp_project",
                                            "tenant_gcp_zone",
