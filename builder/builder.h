@@ -70,10 +70,6 @@ struct boot_request {
 int boot_template(struct store *s, const struct settings *settings, const struct boot_request *r,
                   struct cb_error *err);
 
-/* How many builder machines are saved below @home to start builds from, and what they take on the
- * disk. They may be removed at any time. */
-void saved_machines(const char *home, uint64_t *n, uint64_t *bytes);
-
 /* doctor: what this machine has. One line each. */
 struct doctor_line {
     enum { DOCTOR_OK, DOCTOR_WARN, DOCTOR_BAD } state;

@@ -10,10 +10,12 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 
 enum {
     TICK_MS = 100, /* until machine_cancel() is noticed */
     WORDS_MAX = 512,
+    STATUS_PAUSE_NS = 1000000,
 };
 
 struct qmp {
@@ -271,9 +273,31 @@ static int migrate(struct qmp *q, const char *command, int fd, int64_t timeout_m
     return rc < 0 ? rc : migration_end(q, end, err);
 }
 
+/* QEMU tells that a save is complete a moment before it is through with it, and takes no `cont` in
+ * between. No event says when. */
+static int wait_finished(struct qmp *q, int64_t end, struct cb_error *err)
+{
+    for (;;) {
+        CB_AUTO(json) o = NULL;
+        int rc = qmp_run(q, "query-status", NULL, -1, end - cb_monotonic_ms(), &o, err);
+        if (rc < 0)
+            return rc;
+        const char *status = json_string_value(json_object_get(o, "status"));
+        if (!status)
+            return not_qmp(err, "no status");
+        if (strcmp(status, "finish-migrate") != 0)
+            return 0;
+        const struct timespec pause = {.tv_nsec = STATUS_PAUSE_NS};
+        (void)nanosleep(&pause, NULL);
+    }
+}
+
 int qmp_save(struct qmp *q, int fd, int64_t timeout_ms, struct cb_error *err)
 {
+    int64_t end = cb_monotonic_ms() + timeout_ms;
     int rc = migrate(q, "migrate", fd, timeout_ms, err);
+    if (rc == 0)
+        rc = wait_finished(q, end, err);
     return rc < 0 ? cb_wrap(err, "save the machine") : 0;
 }
 

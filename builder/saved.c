@@ -1,6 +1,5 @@
 #include "builder/saved.h"
 
-#include "builder/builder.h"
 #include "builder/frames.h"
 #include "builder/qemu.h"
 #include "support/cleanup.h"
@@ -275,22 +274,6 @@ static void trim(const char *dir)
         free(v[i].name);
     }
     free(v);
-}
-
-void saved_machines(const char *home, uint64_t *n, uint64_t *bytes)
-{
-    CB_AUTO_FREE char *dir = cb_xasprintf("%s/saved", home);
-    CB_AUTO_DIR d = opendir(dir);
-    const struct dirent *e;
-    *n = *bytes = 0;
-    while (d && (e = readdir(d))) {
-        struct stat st;
-        if (e->d_name[0] == '.' || fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
-            !S_ISREG(st.st_mode))
-            continue;
-        *n += 1;
-        *bytes += (uint64_t)st.st_blocks * 512;
-    }
 }
 
 static int keep(int fd, const char *tmp, const char *path, const struct machine_identity *id,

@@ -217,6 +217,12 @@ static void print_template(const struct template_manifest *m, const char *image_
     printf("%-14s %s\n", "command line", m->cmdline);
     printf("%-14s %s: %u vCPU, %u MiB\n", "tier", tier_name(m->tier), tier_vcpus(m->tier),
            tier_memory_mib(m->tier));
+    static const struct cb_digest none;
+    cb_human_bytes(m->warm.size, size, sizeof(size));
+    if (!cb_digest_eq(&m->warm.blob, &none))
+        printf("%-14s %s, for QEMU %s, CPU %s, %u vCPU, %u MiB (boot --warm)\n", "saved machine",
+               size, m->warm.qemu ? m->warm.qemu : "", m->warm.cpu ? m->warm.cpu : "",
+               m->warm.vcpus, m->warm.memory_mib);
     print_words("starts", &m->boot.start_argv);
     if (m->boot.port)
         printf("%-14s %u%s%s\n", "port", m->boot.port,

@@ -1,6 +1,7 @@
 /* gc, df, templates rm: what the store takes, and making room in it. */
 #include "cli/cli.h"
 
+#include "builder/sweep.h"
 #include "layers/store_gc.h"
 #include "support/cleanup.h"
 #include "support/file.h"
@@ -109,7 +110,12 @@ static int gc(struct cli_args *a, const struct settings *s, struct store *store)
 
 /* -- df -- */
 
-static json_t *df_json(const struct df_report *r)
+/* Not in the store, but it grows with builds just the same. */
+struct saved_sum {
+    uint64_t n, bytes;
+};
+
+static json_t *df_json(const struct df_report *r, const struct saved_sum *saved)
 {
     json_t *templates = json_array();
     for (size_t i = 0; i < r->n_templates; i++) {
@@ -119,13 +125,14 @@ static json_t *df_json(const struct df_report *r)
                                         (json_int_t)t->versions, "own_bytes", (json_int_t)t->own,
                                         "shared_bytes", (json_int_t)t->shared));
     }
-    return json_pack("{s:I, s:I, s:I, s:I, s:o, s:o}", "total_bytes", (json_int_t)r->total,
-                     "other_bytes", (json_int_t)r->other, "garbage_bytes", (json_int_t)r->garbage,
-                     "cached_bytes", (json_int_t)r->cached, "kinds", kinds_json(r->kinds),
-                     "templates", templates);
+    return json_pack(
+        "{s:I, s:I, s:I, s:I, s:{s:I, s:I}, s:o, s:o}", "total_bytes", (json_int_t)r->total,
+        "other_bytes", (json_int_t)r->other, "garbage_bytes", (json_int_t)r->garbage,
+        "cached_bytes", (json_int_t)r->cached, "saved_machines", "count", (json_int_t)saved->n,
+        "bytes", (json_int_t)saved->bytes, "kinds", kinds_json(r->kinds), "templates", templates);
 }
 
-static void print_df(const struct df_report *r)
+static void print_df(const struct df_report *r, const struct saved_sum *saved)
 {
     char own[32], shared[32], garbage[32], cached[32];
     printf("%-40s %8s %12s\n", "what", "count", "on disk");
@@ -133,6 +140,10 @@ static void print_df(const struct df_report *r)
     cb_human_bytes(r->other, own, sizeof(own));
     cb_human_bytes(r->total, shared, sizeof(shared));
     printf("  %-38s %8s %12s\n  %-38s %8s %12s\n", "the rest", "", own, "all", "", shared);
+    cb_human_bytes(saved->bytes, own, sizeof(own));
+    if (saved->n)
+        printf("\n%-40s %8llu %12s\n", "builder machines, saved (beside the store)",
+               (unsigned long long)saved->n, own);
     if (r->n_templates)
         printf("\n%-40s %8s %12s %12s\n", "template", "versions", "its own", "shared");
     for (size_t i = 0; i < r->n_templates; i++) {
@@ -150,15 +161,16 @@ static void print_df(const struct df_report *r)
 
 static int df(struct cli_args *a, const struct settings *s, struct store *store)
 {
-    (void)s;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct df_report r;
+    struct saved_sum saved;
+    saved_machines(s->home, &saved.n, &saved.bytes);
     if (store_df(store, &r, &err) < 0)
         return cli_fail(&err);
     if (a->json)
-        print_json(df_json(&r));
+        print_json(df_json(&r, &saved));
     else
-        print_df(&r);
+        print_df(&r, &saved);
     df_report_release(&r);
     return EXIT_DONE;
 }

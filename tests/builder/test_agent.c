@@ -385,6 +385,84 @@ static void test_probe_says_what_it_found(void **state)
     }
 }
 
+/* The host's end of park(): what it says is there before the agent listens. */
+static int park_with(const void *said, size_t n, bool close_it, struct resume *r, struct fail *f,
+                     uint16_t *first)
+{
+    int pair[2];
+    struct chan c;
+    uint8_t head[FRAME_HEAD];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    if (n)
+        assert_int_equal(write(pair[1], said, n), (ssize_t)n);
+    if (close_it)
+        assert_int_equal(shutdown(pair[1], SHUT_WR), 0);
+    chan_init(&c, pair[0], FRAME_REQUEST_MAX);
+    int rc = park(&c, r, f);
+    assert_int_equal(read(pair[1], head, sizeof head), sizeof head);
+    *first = (uint16_t)frame_load(head + 4, 2);
+    if (rc == 0) { /* nothing between PARKED and the hello, which gives the nonce back */
+        uint8_t hello[256];
+        assert_int_equal(chan_send_hello(&c, "boot", r), 0);
+        assert_true(read(pair[1], hello, sizeof hello) > FRAME_HEAD);
+        assert_int_equal(frame_load(hello + 4, 2), FRAME_HELLO);
+        assert_non_null(memmem(hello, sizeof hello, r->nonce, sizeof r->nonce));
+    }
+    chan_release(&c);
+    (void)close(pair[1]);
+    return rc;
+}
+
+static void test_a_parked_agent_waits_for_resume_alone(void **state)
+{
+    (void)state;
+    uint8_t buf[512], nonce[FRAME_NONCE_LEN], entropy[FRAME_ENTROPY_LEN];
+    struct frame_out o;
+    struct resume r;
+    struct fail f;
+    uint16_t first;
+    memset(nonce, 'n', sizeof nonce);
+    memset(entropy, 'e', sizeof entropy);
+    frame_begin(&o, buf, sizeof buf, FRAME_RESUME, 0);
+    frame_put(&o, TAG_NONCE, nonce, sizeof nonce);
+    frame_put(&o, TAG_ENTROPY, entropy, sizeof entropy);
+    frame_put_number(&o, TAG_TIME, 1234567);
+    if (park_with(o.p, o.len, false, &r, &f, &first) < 0)
+        fail_msg("%s", f.text);
+    assert_int_equal(first, FRAME_PARKED);
+    assert_memory_equal(r.nonce, nonce, sizeof nonce);
+    assert_memory_equal(r.entropy, entropy, sizeof entropy);
+    assert_int_equal(r.time_ms, 1234567);
+
+    static const struct {
+        enum frame_type type;
+        size_t nonce, entropy; /* bytes of each; 0: it is not there */
+        uint64_t time;
+        const char *why;
+    } bad[] = {
+        {FRAME_SETUP, FRAME_NONCE_LEN, FRAME_ENTROPY_LEN, 1, "not RESUME but something else"},
+        {FRAME_RESUME, 0, FRAME_ENTROPY_LEN, 1, "a broken RESUME"},
+        {FRAME_RESUME, FRAME_NONCE_LEN, 0, 1, "a broken RESUME"},
+        {FRAME_RESUME, FRAME_NONCE_LEN - 1, FRAME_ENTROPY_LEN, 1, "a broken RESUME"},
+        {FRAME_RESUME, FRAME_NONCE_LEN, FRAME_ENTROPY_LEN - 1, 1, "a broken RESUME"},
+        {FRAME_RESUME, FRAME_NONCE_LEN, FRAME_ENTROPY_LEN, UINT64_MAX, "a broken RESUME"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        frame_begin(&o, buf, sizeof buf, bad[i].type, 0);
+        if (bad[i].nonce)
+            frame_put(&o, TAG_NONCE, nonce, bad[i].nonce);
+        if (bad[i].entropy)
+            frame_put(&o, TAG_ENTROPY, entropy, bad[i].entropy);
+        frame_put_number(&o, TAG_TIME, bad[i].time);
+        assert_int_equal(park_with(o.p, o.len, false, &r, &f, &first), -1);
+        assert_string_equal(f.text, bad[i].why);
+    }
+    assert_int_equal(park_with("garbage that is no frame", 24, false, &r, &f, &first), -1);
+    assert_string_equal(f.text, "not RESUME but something else");
+    assert_int_equal(park_with(NULL, 0, true, &r, &f, &first), -1);
+    assert_string_equal(f.text, "the host is gone");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -400,6 +478,7 @@ int main(void)
         cmocka_unit_test(test_dhcp_takes_what_is_for_it),
         cmocka_unit_test(test_http_status_is_strict),
         cmocka_unit_test(test_probe_says_what_it_found),
+        cmocka_unit_test(test_a_parked_agent_waits_for_resume_alone),
     };
     return cmocka_run_group_tests_name("agent", tests, NULL, NULL);
 }

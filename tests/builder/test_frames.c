@@ -295,6 +295,41 @@ static void test_end_and_silence_and_cancel(void **state)
     guest_release(&g);
 }
 
+/* A machine that was saved: it parks when it may, and its hello must answer our RESUME. */
+static void test_parking_and_resuming(void **state)
+{
+    (void)state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    CB_AUTO_ERROR stranger = CB_ERROR_INIT;
+    CB_AUTO_ERROR unasked = CB_ERROR_INIT;
+    struct guest g;
+    struct session *s = NULL;
+    const struct session_callbacks cb = {.output = on_output, .note = on_note, .arg = &g};
+
+    guest_init(&g); /* one that cannot park just says hello */
+    say_hello(&g, FRAME_VERSION);
+    assert_int_equal(session_open_parking(g.host, 1000, &cb, &s, &err), 0);
+    session_free(s);
+    guest_release(&g);
+
+    guest_init(&g); /* one that parks, and then says hello without having been told to go on */
+    say_numbers(&g, FRAME_PARKED, 0, 0, NULL);
+    assert_int_equal(session_open_parking(g.host, 1000, &cb, &s, &err), 1);
+    say_hello(&g, FRAME_VERSION);
+    assert_fails(session_resume(s, 1000, &stranger), &stranger, CB_E_UNTRUSTED,
+                 "resume the machine: the builder sent a hello that answers somebody else");
+    session_free(s);
+    guest_release(&g);
+
+    guest_init(&g);
+    say_numbers(&g, FRAME_PARKED, 0, 0, NULL);
+    s = NULL;
+    assert_fails(session_open(g.host, 1000, &cb, &s, &unasked), &unasked, CB_E_UNTRUSTED,
+                 "wait for the agent: the builder sent an answer of the wrong kind");
+    assert_null(s);
+    guest_release(&g);
+}
+
 static void test_other_version_is_refused(void **state)
 {
     (void)state;
@@ -385,6 +420,7 @@ int main(void)
         cmocka_unit_test(test_diffs_lie_where_they_can),
         cmocka_unit_test(test_failures_have_a_class),
         cmocka_unit_test(test_end_and_silence_and_cancel),
+        cmocka_unit_test(test_parking_and_resuming),
         cmocka_unit_test(test_other_version_is_refused),
         cmocka_unit_test(test_texts_of_the_guest_are_made_printable),
         cmocka_unit_test(test_readiness_is_told),

@@ -108,6 +108,8 @@ static void test_silence_and_endless_lines_end(void **state)
 #define OK(n) "{\"return\": {}, \"id\": " #n "}\n"
 #define STATUS(s) "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"" s "\"}}\n"
 
+#define RUN_STATE(n, s) "{\"return\": {\"status\": \"" s "\"}, \"id\": " #n "}\n"
+
 /* The descriptor arrives, and the call waits for the end of what it started. */
 static void test_saving_passes_a_file_and_waits_for_the_event(void **state)
 {
@@ -115,7 +117,8 @@ static void test_saving_passes_a_file_and_waits_for_the_event(void **state)
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     int theirs;
     CB_AUTO_FD fd = monitor(&theirs, SET_UP OK(2) OK(3) OK(4) STATUS("setup") OK(5) STATUS("active")
-                                         STATUS("completed"));
+                                         STATUS("completed") RUN_STATE(6, "finish-migrate")
+                                             RUN_STATE(7, "postmigrate"));
     CB_AUTO_FD file = open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     assert_true(file >= 0);
     struct qmp *q = NULL;

@@ -201,6 +201,115 @@ static void test_start_reports_what_qemu_says(void **state)
                  "/nowhere/at/all: No such file or directory");
 }
 
+static int refuse(void *arg, struct cb_error *err)
+{
+    (void)arg;
+    return cb_fail(err, CB_E_CORRUPT, "not this one");
+}
+
+/* What a program held in memory and had written to its disk is there in every copy that goes on;
+ * what one copy writes is its own. A machine of another size, or one whose state is refused, does
+ * not. */
+static void test_saved_guest_goes_on_where_it_was(void **state)
+{
+    struct place *p = *state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct machine_spec spec = {.mode = MACHINE_BOOT, .network = true};
+    start(p, &spec);
+    assert_answer(p->m->stream, "write /memory in memory", "ok");
+    assert_answer(p->m->stream, "write /dev/vda on disk", "ok");
+    CB_AUTO_FD state_fd = open(p->dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    assert_ok(machine_vm_save(p->m, state_fd, &err), &err);
+    CB_AUTO_FREE char *kept = cb_xasprintf("%s/kept.qcow2", p->dir);
+    assert_int_equal(rename(machine_vm_overlay(p->m), kept), 0);
+    const struct machine_identity *was = machine_vm_identity(p->m);
+    struct machine_identity id = *was;
+    id.qemu = cb_xstrdup(was->qemu);
+    id.machine = cb_xstrdup(was->machine);
+    id.cpu = cb_xstrdup(was->cpu);
+    id.network = cb_xstrdup(was->network);
+    machine_vm.stop(p->m, 0);
+    p->m = NULL;
+    CB_AUTO_FREE char *copy = cb_xasprintf("%s/copy.qcow2", p->dir);
+    struct machine_saved saved = {.id = &id, .state = state_fd, .overlay = copy};
+    for (int i = 0; i < 2; i++) {
+        CB_AUTO_FD from = open(kept, O_RDONLY | O_CLOEXEC);
+        CB_AUTO_FD to = open(copy, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+        assert_ok(cb_clone_file(from, to, &err), &err);
+        assert_int_equal(lseek(state_fd, 0, SEEK_SET), 0);
+        spec.resume = &saved;
+        assert_ok(machine_vm.start(&p->settings, &spec, &p->m, &err), &err);
+        assert_true(p->m->resumed);
+        assert_answer(p->m->stream, "read /memory", "in memory");
+        assert_answer(p->m->stream, "read /dev/vda", "on disk");
+        assert_answer(p->m->stream, "write /memory another", "ok");
+        assert_answer(p->m->stream, "write /dev/vda another", "ok");
+        machine_vm.stop(p->m, 0);
+        p->m = NULL;
+    }
+    CB_AUTO_ERROR refused = CB_ERROR_INIT;
+    assert_int_equal(lseek(state_fd, 0, SEEK_SET), 0);
+    saved.check = refuse;
+    assert_fails(machine_vm.start(&p->settings, &spec, &p->m, &refused), &refused, CB_E_CORRUPT,
+                 "start the virtual machine: not this one");
+    CB_AUTO_ERROR differs = CB_ERROR_INIT;
+    id.memory_mib = 512;
+    assert_fails(machine_vm.start(&p->settings, &spec, &p->m, &differs), &differs, CB_E_CONFLICT,
+                 "start the virtual machine: it has 256 MiB here, it was saved with 512");
+    id.memory_mib = 256;
+    saved.check = NULL;
+    CB_AUTO_ERROR cut = CB_ERROR_INIT;
+    assert_int_equal(ftruncate(state_fd, 100000), 0);
+    assert_int_equal(lseek(state_fd, 0, SEEK_SET), 0);
+    assert_true(machine_vm.start(&p->settings, &spec, &p->m, &cut) < 0);
+    assert_non_null(strstr(cut.msg, "start the virtual machine: "));
+    assert_null(p->m);
+    machine_identity_release(&id);
+}
+
+static void test_identities_differ_in_what_they_name(void **state)
+{
+    (void)state;
+    struct machine_identity here = {.qemu = (char *)(uintptr_t) "7.2.22",
+                                    .machine = (char *)(uintptr_t) "microvm",
+                                    .cpu = (char *)(uintptr_t) "max, emulated",
+                                    .network = (char *)(uintptr_t) "sandboxed",
+                                    .vcpus = 2,
+                                    .memory_mib = 512,
+                                    .tsc_khz = 2000000};
+    assert_null(machine_identity_differs(&here, &here));
+    const struct {
+        size_t text; /* offset of a text that is another, or 0 */
+        uint32_t vcpus, tsc;
+        const char *says;
+    } table[] = {
+        {offsetof(struct machine_identity, qemu), 2, 2000000,
+         "QEMU is 7.2.22 here, it was saved with other"},
+        {offsetof(struct machine_identity, cpu), 2, 2000000,
+         "the CPU is max, emulated here, it was saved with other"},
+        {offsetof(struct machine_identity, network), 2, 2000000,
+         "the network is sandboxed here, it was saved with other"},
+        {offsetof(struct machine_identity, machine), 2, 2000000,
+         "the machine type is microvm here, it was saved with other"},
+        {SIZE_MAX, 4, 2000000, "it has 2 CPUs here, it was saved with 4"},
+        {SIZE_MAX, 2, 2010000, NULL}, /* two measurements of one clock */
+        {SIZE_MAX, 2, 2500000, "the CPU counts at 2000000 kHz here, it was saved at 2500000"},
+        {SIZE_MAX, 2, 0, "the CPU counts at 2000000 kHz here, it was saved at 0"},
+    };
+    for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
+        struct machine_identity saved = here;
+        if (table[i].text != SIZE_MAX)
+            *(const char **)((char *)&saved + table[i].text) = "other";
+        saved.vcpus = table[i].vcpus;
+        saved.tsc_khz = table[i].tsc;
+        CB_AUTO_FREE char *differs = machine_identity_differs(&saved, &here);
+        if (table[i].says)
+            assert_string_equal(differs, table[i].says);
+        else
+            assert_null(differs);
+    }
+}
+
 /* kill -9 of the process that started it: QEMU and slirp4netns go too. */
 static void test_guest_dies_with_who_started_it(void **state)
 {
@@ -248,6 +357,9 @@ int main(void)
                                         place_teardown),
         cmocka_unit_test_setup_teardown(test_start_reports_what_qemu_says, place_setup,
                                         place_teardown),
+        cmocka_unit_test_setup_teardown(test_saved_guest_goes_on_where_it_was, place_setup,
+                                        place_teardown),
+        cmocka_unit_test(test_identities_differ_in_what_they_name),
         cmocka_unit_test_setup_teardown(test_guest_dies_with_who_started_it, place_setup,
                                         place_teardown),
     };

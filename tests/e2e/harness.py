@@ -28,6 +28,7 @@ import tempfile
 import threading
 import time
 import unittest
+import urllib.parse
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[2]
@@ -634,6 +635,12 @@ def http_get(port, path, seconds=10):
         return r.status, r.read().decode(errors="replace")
     finally:
         c.close()
+
+
+def mirror_host():
+    """A host that guests reach by name: the distribution's mirror."""
+    given = os.environ.get("CAPSULE_BUILD_DEBIAN_MIRROR")
+    return (urllib.parse.urlsplit(given).hostname if given else None) or "deb.debian.org"
 
 
 def without(*names):

@@ -1,10 +1,8 @@
 """What a guest reaches: the network, and neither the host's loopback nor 169.254.0.0/16."""
 
 import unittest
-from urllib.parse import urlsplit
-import os
 
-from harness import E2E, Listener
+from harness import E2E, Listener, mirror_host
 
 PROBE = r"""
 try() { # what leads nowhere is given 10 s; all at once
@@ -22,18 +20,13 @@ timeout 60 bash -c "exec 3<>/dev/tcp/MIRROR/80" && echo "the network: yes"
 """
 
 
-def mirror():
-    given = os.environ.get("CAPSULE_BUILD_DEBIAN_MIRROR")
-    return (urlsplit(given).hostname if given else None) or "deb.debian.org"
-
-
 class Network:
     builder = None
 
     def test_what_is_in_reach(self):
         listener = Listener()
         self.addCleanup(listener.close)
-        script = PROBE.replace("PORT", str(listener.port)).replace("MIRROR", mirror())
+        script = PROBE.replace("PORT", str(listener.port)).replace("MIRROR", mirror_host())
         config = self.home.config("network", [("probe", [{"args": ["bash", "-c", script]}])])
         got = self.ok(self.home.build(config, "--isolation", self.builder, "--no-boot-check"))
         out = got.output("probe")
@@ -54,7 +47,7 @@ class NetworkVm(Network, E2E):
     def test_the_booted_image_is_held_to_the_same(self):
         listener = Listener()
         self.addCleanup(listener.close)
-        script = PROBE.replace("PORT", str(listener.port)).replace("MIRROR", mirror())
+        script = PROBE.replace("PORT", str(listener.port)).replace("MIRROR", mirror_host())
         config = self.home.config("booted", [("a", ["true"])])
         self.ok(self.home.build(config, "--no-boot-check"))
         got = self.home.run("boot", "booted", "--exec", "bash", "-c", script)

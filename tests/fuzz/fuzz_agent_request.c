@@ -12,6 +12,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct setup setup = {0};
     struct layer_spec layer = {0};
     struct step_spec step = {0};
+    struct resume resume;
+    if (data[0] == 0xff)
+        (void)resume_parse(&resume, data + 1, size - 1, &f);
     switch (data[0] % 3) {
     case 0: (void)setup_parse(&setup, data + 1, size - 1, &f); break;
     case 1: (void)layer_parse(&layer, data + 1, size - 1, &f); break;
