@@ -85,6 +85,8 @@ static int check_cold(const struct boot_check *bc, struct machine_spec *spec, st
             err->code = CB_E_COMMAND;
     } else {
         rc = wait_ready(*s, *m, limit, end, how, err);
+        if (rc >= 0)
+            rc = healthcheck_run(bc->healthcheck, *s, bc->em, end, err);
     }
     if (rc < 0 && err->code != CB_E_CANCELED) {
         CB_AUTO_FREE char *tail = emit_tail(bc->em);

@@ -38,10 +38,10 @@ static void pairs(struct cb_buf *out, const char *key, const struct config_pairs
 
 static int boot_command(struct cb_buf *out, const struct command *c, struct cb_error *err)
 {
-    if (c->type != COMMAND_SHELL && c->type != COMMAND_EXEC)
+    if (c->type != COMMAND_SHELL && c->type != COMMAND_EXEC && c->type != COMMAND_START)
         return cb_fail(err, CB_E_CONFIG,
                        "workload.init_commands: a command of type %s does not "
-                       "run at boot; shell and exec do",
+                       "run at boot; shell, exec and start do",
                        command_type_name(c->type));
     (void)cb_buf_adds(out, "command\n");
     line(out, "command-script", c->script);
@@ -52,6 +52,11 @@ static int boot_command(struct cb_buf *out, const struct command *c, struct cb_e
         line(out, "command-root", "1");
     if (c->timeout_ms > 0)
         (void)cb_buf_addf(out, "command-timeout %lld\n", (long long)c->timeout_ms);
+    if (c->user) /* "" is root, whoever the image's user is */
+        line(out, "command-user", *c->user ? c->user : "0");
+    line(out, "command-workdir", c->workdir);
+    if (c->type == COMMAND_START)
+        line(out, "command-start", "1");
     return 0;
 }
 

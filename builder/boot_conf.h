@@ -8,8 +8,12 @@
  *     default-user NAME      default-workdir PATH                   command-env K=V
  *                                                                   command-root 1
  *                                                                   command-timeout MS
+ *                                                                   command-user NAME
+ *                                                                   command-workdir PATH
+ *                                                                   command-start 1
  *
- * "command" begins a boot command, the "command-" lines after it belong to it. */
+ * "command" begins a boot command, the "command-" lines after it belong to it. One with
+ * command-start goes on running: the next does not wait for its end. */
 #pragma once
 
 #include "schemas/manifest.h"

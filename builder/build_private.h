@@ -108,6 +108,7 @@ struct boot_check {
     const struct settings *settings;
     const char *image, *kernel, *initramfs, *agent_path, *work_dir, *hostname;
     enum tier tier;
+    const struct healthcheck *healthcheck;
     int64_t timeout_ms; /* 0: 60 s, five times that under TCG */
     struct emitter *em;
     /* The ready machine is saved into it (config.snapshot: warm) and resumed once to see that it
@@ -117,6 +118,13 @@ struct boot_check {
     struct warm_of of;
 };
 int boot_check_run(const struct boot_check *bc, char **how, struct cb_error *err);
+
+/* builder/healthcheck.c: runs the config's healthcheck in a machine that is ready until it passes.
+ * @end_ms: monotonic, when the boot check's time is over. -CB_E_COMMAND when it does not pass, with
+ * what it said last. */
+struct session;
+int healthcheck_run(const struct healthcheck *h, struct session *s, struct emitter *em,
+                    int64_t end_ms, struct cb_error *err);
 
 /* The agent's program: @given, else beside our own program, else CB_LIBEXEC_DIR. Owned. */
 int agent_find(const char *given, char **out, struct cb_error *err);

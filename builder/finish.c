@@ -2,6 +2,7 @@
 #include "builder/boot_conf.h"
 #include "builder/build_private.h"
 #include "builder/documents.h"
+#include "builder/state.h"
 
 #include "support/cleanup.h"
 #include "support/clock.h"
@@ -18,19 +19,6 @@
 /* The kernel's own words, and what our initramfs needs to know; a host adds its network to it. */
 #define TEMPLATE_CMDLINE "console=ttyS0 quiet panic=-1 capsule.mode=boot"
 
-static void add_pairs(struct config_pairs *to, const char *key, const char *value)
-{
-    for (size_t i = 0; i < to->n; i++) {
-        if (strcmp(to->v[i].key, key) == 0) { /* the later one wins, in the first one's place */
-            free(to->v[i].value);
-            to->v[i].value = cb_xstrdup(value);
-            return;
-        }
-    }
-    to->v = cb_xgrow(to->v, &to->cap, to->n, sizeof(*to->v));
-    to->v[to->n++] = (struct config_pair){cb_xstrdup(key), cb_xstrdup(value)};
-}
-
 /* The environment that later processes start with: the image's, then each layer's. */
 static void default_env(const struct build *b, struct config_pairs *out)
 {
@@ -40,63 +28,98 @@ static void default_env(const struct build *b, struct config_pairs *out)
         if (!eq)
             continue;
         CB_AUTO_FREE char *key = cb_xstrndup(kv, (size_t)(eq - kv));
-        add_pairs(out, key, eq + 1);
+        config_pairs_set(out, key, eq + 1);
     }
-    for (size_t i = 0; i < b->c->n_layers; i++) {
-        const struct config_pairs *env = &b->c->layers[i].env;
-        for (size_t j = 0; j < env->n; j++)
-            add_pairs(out, env->v[j].key, env->v[j].value);
-    }
+    struct build_state state = {0};
+    build_state_layers(&state, b->c, b->c->n_layers);
+    for (size_t i = 0; i < state.now.env.n; i++)
+        config_pairs_set(out, state.now.env.v[i].key, state.now.env.v[i].value);
+    build_state_release(&state);
 }
 
-static const char *default_user(const struct build *b)
+/* Owned. */
+static char *default_user(const struct build *b)
 {
     if (b->c->runner_user)
-        return b->c->runner_user;
-    for (size_t i = b->c->n_layers; i-- > 0;)
-        if (b->c->layers[i].user)
-            return b->c->layers[i].user;
-    return b->base.config.user ? b->base.config.user : "";
+        return cb_xstrdup(b->c->runner_user);
+    struct build_state state = {0};
+    build_state_layers(&state, b->c, b->c->n_layers);
+    const char *image = b->base.config.user ? b->base.config.user : "";
+    char *user = cb_xstrdup(state.now.user ? state.now.user : image);
+    build_state_release(&state);
+    return user;
 }
 
-static const char *default_workdir(const struct build *b)
+/* Owned. */
+static char *default_workdir(const struct build *b)
 {
-    for (size_t i = b->c->n_layers; i-- > 0;)
-        if (b->c->layers[i].workdir)
-            return b->c->layers[i].workdir;
-    return b->base.config.workdir && b->base.config.workdir[0] ? b->base.config.workdir : "/";
+    struct build_state state = {0};
+    build_state_layers(&state, b->c, b->c->n_layers);
+    const char *image = b->base.config.workdir;
+    char *dir = cb_xstrdup(state.now.workdir ? state.now.workdir : image && *image ? image : "/");
+    build_state_release(&state);
+    return dir;
 }
 
-static void copy_commands(struct commands *to, const struct commands *from)
+static void copy_command(struct commands *to, const struct command *f)
 {
-    for (size_t i = 0; i < from->n; i++) {
-        const struct command *f = &from->v[i];
-        struct command c = {.type = f->type,
-                            .script = cb_xstrdup0(f->script),
-                            .run_as_root = f->run_as_root,
-                            .timeout_ms = f->timeout_ms};
-        for (size_t j = 0; j < f->args.n; j++)
-            cb_strv_add(&c.args, f->args.v[j]);
-        for (size_t j = 0; j < f->env_variables.n; j++)
-            add_pairs(&c.env_variables, f->env_variables.v[j].key, f->env_variables.v[j].value);
-        to->v = cb_xgrow(to->v, &to->cap, to->n, sizeof(*to->v));
-        to->v[to->n++] = c;
+    struct command c = {.type = f->type,
+                        .script = cb_xstrdup0(f->script),
+                        .run_as_root = f->run_as_root,
+                        .timeout_ms = f->timeout_ms};
+    for (size_t j = 0; j < f->args.n; j++)
+        cb_strv_add(&c.args, f->args.v[j]);
+    for (size_t j = 0; j < f->env_variables.n; j++)
+        config_pairs_set(&c.env_variables, f->env_variables.v[j].key, f->env_variables.v[j].value);
+    to->v = cb_xgrow(to->v, &to->cap, to->n, sizeof(*to->v));
+    to->v[to->n++] = c;
+}
+
+/* What commands of type start keep running runs at every boot too, before the boot commands, as it
+ * did when it was started first. */
+static void add_starts(const struct build *b, struct commands *to)
+{
+    struct build_state state = {0};
+    build_state_layers(&state, b->c, b->c->n_layers);
+    for (size_t i = 0; i < state.n_starts; i++) {
+        const struct kept_start *k = &state.starts[i];
+        copy_command(to, k->command);
+        struct command *c = &to->v[to->n - 1];
+        config_pairs_release(&c->env_variables);
+        for (size_t j = 0; j < k->state.env.n; j++)
+            config_pairs_set(&c->env_variables, k->state.env.v[j].key, k->state.env.v[j].value);
+        const struct config_pairs *own = &k->command->env_variables;
+        for (size_t j = 0; j < own->n; j++)
+            config_pairs_set(&c->env_variables, own->v[j].key, own->v[j].value);
+        const char *image = b->base.config.user ? b->base.config.user : "";
+        const char *runner = b->c->runner_user ? b->c->runner_user : image;
+        c->user = cb_xstrdup(k->state.user ? k->state.user : runner);
+        c->workdir = cb_xstrdup0(k->state.workdir ? k->state.workdir : b->base.config.workdir);
     }
+    build_state_release(&state);
 }
 
 void boot_info_make(const struct build *b, struct boot_info *out)
 {
     const struct start_command *s = &b->c->start;
     *out = (struct boot_info){.hostname = cb_xstrdup(b->name)};
-    for (size_t i = 0; i < s->command.n; i++)
-        cb_strv_add(&out->start_argv, s->command.v[i]);
+    const struct cb_strv *from[] = {&s->command, NULL};
+    if (s->from_image) {
+        from[0] = &b->base.config.entrypoint;
+        from[1] = &b->base.config.cmd;
+    }
+    for (size_t i = 0; i < 2; i++)
+        for (size_t j = 0; from[i] && j < from[i]->n; j++)
+            cb_strv_add(&out->start_argv, from[i]->v[j]);
     for (size_t i = 0; i < s->env.n; i++)
-        add_pairs(&out->start_env, s->env.v[i].key, s->env.v[i].value);
-    out->start_user = cb_xstrdup(s->run_as ? s->run_as : default_user(b));
-    out->start_workdir = cb_xstrdup(default_workdir(b));
+        config_pairs_set(&out->start_env, s->env.v[i].key, s->env.v[i].value);
+    out->start_user = s->run_as ? cb_xstrdup(s->run_as) : default_user(b);
+    out->start_workdir = default_workdir(b);
     out->port = s->port;
     out->health_path = cb_xstrdup0(s->health_path);
-    copy_commands(&out->boot_commands, &b->c->boot_commands);
+    add_starts(b, &out->boot_commands);
+    for (size_t i = 0; i < b->c->boot_commands.n; i++)
+        copy_command(&out->boot_commands, &b->c->boot_commands.v[i]);
 }
 
 static int tar_entry(struct archive *a, const char *name, mode_t mode, const void *data, size_t n,
@@ -123,7 +146,9 @@ static int write_agent_tar(const struct build *b, int fd, struct cb_error *err)
     CB_AUTO_BUF conf = CB_BUF_INIT(1u << 20);
     struct config_pairs env = {0};
     default_env(b, &env);
-    rc = boot_conf_dump(&b->boot, &env, default_user(b), default_workdir(b), &conf, err);
+    CB_AUTO_FREE char *user = default_user(b);
+    CB_AUTO_FREE char *dir = default_workdir(b);
+    rc = boot_conf_dump(&b->boot, &env, user, dir, &conf, err);
     config_pairs_release(&env);
     if (rc < 0)
         return rc;
@@ -178,7 +203,13 @@ int build_image(struct build *b, struct image_fetching *f, struct cb_error *err)
 {
     CB_AUTO_FREE struct layer_blob *layers = NULL;
     boot_info_make(b, &b->boot); /* the agent's layer is made of it */
-    int rc = make_agent_layer(b, err);
+    int rc = 0;
+    if (b->c->start.from_image && b->boot.start_argv.n == 0)
+        rc = cb_fail(err, CB_E_CONFIG,
+                     "start_command: image: %s has neither an entrypoint nor a command",
+                     b->c->base_image);
+    if (rc == 0)
+        rc = make_agent_layer(b, err);
     if (rc < 0) {
         CB_AUTO_ERROR also = CB_ERROR_INIT;
         if (f)
@@ -233,8 +264,10 @@ static int check_boot(struct build *b, struct cb_error *err)
 {
     bool warm = b->c->snapshot && strcmp(b->c->snapshot, "warm") == 0;
     if (b->o->no_boot_check) {
-        emit_warning(&b->em, "the image was not booted before it is published (--no-boot-check)%s",
-                     warm ? ", so its ready machine is not saved (snapshot: warm)" : "");
+        emit_warning(&b->em,
+                     "the image was not booted before it is published (--no-boot-check)%s%s",
+                     warm ? ", so its ready machine is not saved (snapshot: warm)" : "",
+                     b->c->healthcheck.present ? ", and its healthcheck has not run" : "");
         return 0;
     }
     emit_step_start(&b->em, PHASE_BOOT_CHECK, NULL, "boot the image and wait until it is ready");
@@ -246,6 +279,7 @@ static int check_boot(struct build *b, struct cb_error *err)
                             .work_dir = b->o->work_dir,
                             .hostname = b->name,
                             .tier = b->c->tier,
+                            .healthcheck = &b->c->healthcheck,
                             .timeout_ms = b->o->boot_timeout_ms,
                             .em = &b->em,
                             .warm = warm ? &b->warm : NULL,
@@ -319,8 +353,8 @@ static void fill_manifest(const struct build *b, const struct store_chunks *chun
     m->cmdline = cb_xstrdup(TEMPLATE_CMDLINE);
     m->tier = b->c->tier;
     default_env(b, &m->default_env);
-    m->default_user = cb_xstrdup(default_user(b));
-    m->workdir = cb_xstrdup(default_workdir(b));
+    m->default_user = default_user(b);
+    m->workdir = default_workdir(b);
     for (size_t i = 0; i < b->base.config.entrypoint.n; i++)
         cb_strv_add(&m->entrypoint, b->base.config.entrypoint.v[i]);
     for (size_t i = 0; i < b->base.config.cmd.n; i++)

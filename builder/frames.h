@@ -38,19 +38,24 @@ enum frame_type {
     FRAME_SETUP =
         1, /* HOSTNAME, ENV..., USER, WORKDIR, RUNNER, DNS, TIME, LOWER, SCRATCH, OUTPUT */
     FRAME_LAYER_BEGIN, /* NAME, ENV..., WORKDIR, USER */
-    FRAME_STEP,        /* SCRIPT or ARG..., ROOT, ENV..., TIMEOUT */
+    FRAME_STEP,        /* SCRIPT or ARG..., ROOT, ENV..., WORKDIR, USER, TIMEOUT */
     FRAME_LAYER_END,
     FRAME_SHUTDOWN,
     FRAME_EXEC,      /* ARG...: one command in the booted system */
     FRAME_WATCH,     /* ask for READY or START_EXITED, and the start command's output from now on */
+    FRAME_TRY = 30,  /* the next steps work on an upper of their own; one not kept is dropped */
+    FRAME_TRY_KEEP,  /* what they did becomes part of the layer */
+    FRAME_START,     /* as STEP, for a process that goes on; WAIT */
     FRAME_PARK = 44, /* write everything to the disk and be silent: the machine is saved next */
     FRAME_RESUME = 45, /* to one that is parked: NONCE, TIME, ENTROPY; HELLO with NONCE answers */
     /* guest to host */
     FRAME_HELLO = 65, /* VERSION, MODE, after RESUME its NONCE */
-    FRAME_DONE,       /* SETUP, LAYER_BEGIN, SHUTDOWN and WATCH were carried out */
+    FRAME_DONE,       /* SETUP, LAYER_BEGIN, TRY, TRY_KEEP, SHUTDOWN and WATCH were carried out;
+                       * answers START when the process lived for WAIT */
     FRAME_FAILED,     /* the open request could not be: KIND, TEXT */
     FRAME_OUTPUT,     /* STREAM, DATA */
-    FRAME_STEP_DONE,  /* answer to STEP and EXEC: EXIT, SIGNAL, TIMED_OUT, ELAPSED, CPU, RSS */
+    FRAME_STEP_DONE,  /* answer to STEP and EXEC, and to START when the process ended at once: EXIT,
+                       * SIGNAL, TIMED_OUT, ELAPSED, CPU, RSS */
     FRAME_LAYER_DONE, /* OFFSET, LENGTH, ENTRIES, WHITEOUTS */
     FRAME_NOTE,       /* TEXT */
     FRAME_HEARTBEAT,
@@ -92,6 +97,7 @@ enum frame_tag {
     TAG_LENGTH,
     TAG_ENTRIES,
     TAG_WHITEOUTS,
+    TAG_WAIT = 100,    /* milliseconds */
     TAG_NONCE = 170,   /* FRAME_NONCE_LEN bytes */
     TAG_ENTROPY = 171, /* FRAME_ENTROPY_LEN bytes for the random number generator */
 };

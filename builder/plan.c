@@ -21,6 +21,8 @@ char *command_title(const struct command *cmd)
     if (cmd->name)
         return cb_xstrdup(cmd->name);
     CB_AUTO_BUF b = CB_BUF_INIT(64 << 10);
+    if (cmd->type != COMMAND_SHELL && cmd->type != COMMAND_EXEC)
+        cb_buf_addf(&b, "%s ", command_type_name(cmd->type));
     const char *script = cmd->script;
     bool login = cmd->args.n == 3 && strcmp(cmd->args.v[1], "-lc") == 0;
     if (!script && login)

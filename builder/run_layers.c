@@ -1,8 +1,8 @@
 /* Brings every layer's diff about. A machine is started only when a layer is not cached; one
  * machine serves all that are missing. */
 #include "builder/build_private.h"
+#include "builder/run_command.h"
 #include "builder/saved.h"
-#include "builder/session.h"
 
 #include "support/cleanup.h"
 #include "support/clock.h"
@@ -17,7 +17,6 @@
 #include <sys/statvfs.h>
 
 enum {
-    COMMAND_TIMEOUT_MS = 60 * 60000, /* a command that names no limit of its own */
     SHUTDOWN_MS = 3000,
 };
 /* The same for every build: what commands write of it into files is reused under other names. */
@@ -176,13 +175,6 @@ static int pull_base(struct build *b, size_t first, struct cb_error *err)
     return rc;
 }
 
-struct talk {
-    struct build *b;
-    struct machine *m;
-    struct session *s;
-    int output_fd;
-};
-
 static void on_output(void *arg, uint32_t step, int stream, const void *data, size_t len)
 {
     (void)step;
@@ -192,24 +184,6 @@ static void on_output(void *arg, uint32_t step, int stream, const void *data, si
 static void on_note(void *arg, const char *text)
 {
     emit_note(&((struct build *)arg)->em, "%s", text);
-}
-
-/* When the machine itself ended, that is the reason, and its console says more than a closed
- * stream. */
-static int explain_end(struct talk *t, struct cb_error *err)
-{
-    if (err->code == CB_E_CANCELED || err->code == CB_E_COMMAND)
-        return -(int)err->code;
-    CB_AUTO_FREE char *end = machine_end_text(t->m);
-    CB_AUTO_FREE char *console = machine_console_tail(t->m, 20);
-    if (end)
-        cb_wrap(err, "%s", end);
-    if (console[0]) {
-        char *with = cb_xasprintf("%s\nlast lines of its console:\n%s", err->msg, console);
-        free(err->msg);
-        err->msg = with;
-    }
-    return -(int)err->code;
 }
 
 static int make_sparse(const char *path, uint64_t size, int *fd_out, struct cb_error *err)
@@ -258,7 +232,7 @@ static int start_machine(struct talk *t, const char *lower, struct cb_error *err
     const struct saved_boot boot = {.kernel = b->kernel_digest, .initramfs = b->initramfs_digest};
     rc = saved_start(b->settings, driver, &boot, &spec, &cb, &t->m, &t->s, err);
     if (rc < 0)
-        return t->m ? explain_end(t, err) : rc;
+        return t->m ? talk_explain(t, err) : rc;
     struct guest_setup g = {
         .hostname = BUILD_HOSTNAME,
         .image_env = &b->base.config.env,
@@ -270,61 +244,9 @@ static int start_machine(struct talk *t, const char *lower, struct cb_error *err
     };
     rc = session_setup(t->s, &g, err);
     if (rc < 0)
-        return explain_end(t, err);
+        return talk_explain(t, err);
     emit_step_end(&b->em, 0, NULL);
     return 0;
-}
-
-static int fail_command(struct build *b, const struct layer *l, size_t i, const char *title,
-                        const struct step_result *r, int64_t limit_ms, struct cb_error *err)
-{
-    char how[96];
-    if (r->timed_out)
-        (void)snprintf(how, sizeof(how), "ran into its time limit of %lld s",
-                       (long long)(limit_ms / 1000));
-    else if (r->signal)
-        (void)snprintf(how, sizeof(how), "was killed by %s (exit code %d)",
-                       cb_signal_name(r->signal), r->exit_code);
-    else
-        (void)snprintf(how, sizeof(how), "ended with exit code %d", r->exit_code);
-    CB_AUTO_FREE char *tail = emit_tail(&b->em);
-    for (size_t n = strlen(tail); n && tail[n - 1] == '\n'; n--)
-        tail[n - 1] = '\0';
-    cb_fail(err, CB_E_COMMAND, "layer %s: command %zu of %zu %s: %s%s%s", l->name, i + 1,
-            l->init_commands.n, how, title,
-            tail[0] ? "\nits last lines:\n" : "\nit printed nothing", tail);
-    return cb_hint(err,
-                   "mend the command and run the same line again; the layers before it are kept");
-}
-
-static int run_command(struct talk *t, const struct layer *l, size_t i, struct cb_error *err)
-{
-    struct build *b = t->b;
-    const struct command *cmd = &l->init_commands.v[i];
-    CB_AUTO_FREE char *title = command_title(cmd);
-    int step = emit_step_start(&b->em, PHASE_RECIPE, l->name, title);
-    struct guest_step g = {
-        .step = (uint32_t)step,
-        .script = cmd->script,
-        .argv = cmd->script ? NULL : &cmd->args,
-        .as_root = cmd->run_as_root,
-        .env = &cmd->env_variables,
-        .timeout_ms = cmd->timeout_ms ? cmd->timeout_ms : machine_limit(t->m, COMMAND_TIMEOUT_MS),
-    };
-    struct step_result r = {0};
-    int rc = session_step(t->s, &g, &r, err);
-    if (rc < 0) {
-        cb_wrap(err, "layer %s: command %zu of %zu (%s)", l->name, i + 1, l->init_commands.n,
-                title);
-        return explain_end(t, err);
-    }
-    if (r.exit_code == 0 && !r.signal && !r.timed_out) {
-        emit_step_end(&b->em, 0, NULL);
-        return 0;
-    }
-    rc = fail_command(b, l, i, title, &r, g.timeout_ms, err);
-    emit_step_end(&b->em, r.exit_code ? r.exit_code : 124, err);
-    return rc;
 }
 
 static int take_diff(struct talk *t, struct build_layer *l, struct cb_error *err)
@@ -335,7 +257,7 @@ static int take_diff(struct talk *t, struct build_layer *l, struct cb_error *err
     int rc = session_layer_end(t->s, &d, err);
     if (rc < 0) {
         cb_wrap(err, "layer %s: take out its changes", l->declared->name);
-        return explain_end(t, err);
+        return talk_explain(t, err);
     }
     if (d.offset > output_bytes || d.length > output_bytes - d.offset)
         return cb_fail(err, CB_E_UNTRUSTED, "layer %s: the builder named a diff outside its disk",
@@ -363,15 +285,15 @@ static int take_diff(struct talk *t, struct build_layer *l, struct cb_error *err
 
 static int run_layer(struct talk *t, struct build_layer *l, struct cb_error *err)
 {
-    struct guest_layer g = {.name = l->declared->name,
-                            .env = &l->declared->env,
-                            .workdir = l->declared->workdir,
-                            .user = l->declared->user};
+    build_state_layer(&t->state, l->declared);
+    struct guest_layer g = {.name = l->declared->name};
     int rc = session_layer_begin(t->s, &g, err);
     if (rc < 0) {
         cb_wrap(err, "layer %s: begin", l->declared->name);
-        return explain_end(t, err);
+        return talk_explain(t, err);
     }
+    if ((rc = run_starts_again(t, l->declared, err)) < 0)
+        return rc;
     for (size_t i = 0; i < l->declared->init_commands.n; i++)
         if ((rc = run_command(t, l->declared, i, err)) < 0)
             return rc;
@@ -385,6 +307,7 @@ static int run_missing(struct build *b, size_t first, struct cb_error *err)
     if (lower_fd < 0)
         return lower_fd;
     struct talk t = {.b = b, .output_fd = -1};
+    build_state_layers(&t.state, b->c, first);
     build_machine_count(1);
     int rc = start_machine(&t, lower, err);
     for (size_t i = first; rc >= 0 && i < b->n_layers; i++)
@@ -395,6 +318,7 @@ static int run_missing(struct build *b, size_t first, struct cb_error *err)
         (void)session_shutdown(t.s, SHUTDOWN_MS, &late);
     }
     session_free(t.s);
+    build_state_release(&t.state);
     if (t.m)
         t.m->driver->stop(t.m, rc >= 0 ? SHUTDOWN_MS : 0);
     cb_close(t.output_fd);

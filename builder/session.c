@@ -584,26 +584,21 @@ int session_layer_begin(struct session *s, const struct guest_layer *l, struct c
     return rc < 0 ? cb_wrap(err, "begin layer %s", l->name) : 0;
 }
 
-/* The answer to STEP and to EXEC. */
-static int wait_step(struct session *s, int64_t timeout_ms, struct step_result *out,
-                     struct cb_error *err)
+static int take_step_result(struct session *s, const struct reply *r, struct step_result *out,
+                            struct cb_error *err)
 {
-    struct reply r = {0};
-    int rc = expect(s, FRAME_STEP_DONE, timeout_ms, &r, err);
-    if (rc < 0)
-        return rc;
     uint64_t code = 0, sig = 0, timed_out = 0, elapsed = 0, cpu = 0, rss = 0;
     const struct number_field want[] = {
         {TAG_EXIT, 255, &code},         {TAG_SIGNAL, 64, &sig},
         {TAG_TIMED_OUT, 1, &timed_out}, {TAG_ELAPSED, INT64_MAX, &elapsed},
         {TAG_CPU, INT64_MAX, &cpu},     {TAG_RSS, INT64_MAX, &rss},
     };
-    rc = take_numbers(s, &r, want, count_of(want), err);
+    int rc = take_numbers(s, r, want, count_of(want), err);
     if (rc < 0)
         return rc;
-    if (r.step != s->step)
+    if (r->step != s->step)
         return untrusted(s, err, "the end of another step");
-    pop(s, &r);
+    pop(s, r);
     *out = (struct step_result){.exit_code = (int)code,
                                 .signal = (int)sig,
                                 .timed_out = timed_out != 0,
@@ -613,16 +608,33 @@ static int wait_step(struct session *s, int64_t timeout_ms, struct step_result *
     return 0;
 }
 
+/* The answer to STEP and to EXEC. */
+static int wait_step(struct session *s, int64_t timeout_ms, struct step_result *out,
+                     struct cb_error *err)
+{
+    struct reply r = {0};
+    int rc = expect(s, FRAME_STEP_DONE, timeout_ms, &r, err);
+    return rc < 0 ? rc : take_step_result(s, &r, out, err);
+}
+
+static void put_step(struct frame_out *o, const struct guest_step *st)
+{
+    frame_put_text(o, TAG_SCRIPT, st->script);
+    for (size_t i = 0; !st->script && st->argv && i < st->argv->n; i++)
+        frame_put_text(o, TAG_ARG, st->argv->v[i]);
+    frame_put_number(o, TAG_ROOT, st->as_root);
+    put_env(o, st->env);
+    put_env(o, st->over_env);
+    frame_put_text(o, TAG_USER, st->user);
+    frame_put_text(o, TAG_WORKDIR, st->workdir);
+}
+
 int session_step(struct session *s, const struct guest_step *st, struct step_result *out,
                  struct cb_error *err)
 {
     struct frame_out o;
     begin(s, &o, FRAME_STEP, st->step);
-    frame_put_text(&o, TAG_SCRIPT, st->script);
-    for (size_t i = 0; !st->script && st->argv && i < st->argv->n; i++)
-        frame_put_text(&o, TAG_ARG, st->argv->v[i]);
-    frame_put_number(&o, TAG_ROOT, st->as_root);
-    put_env(&o, st->env);
+    put_step(&o, st);
     if (st->timeout_ms > 0)
         frame_put_number(&o, TAG_TIMEOUT, (uint64_t)st->timeout_ms);
     s->step = st->step;
@@ -630,6 +642,65 @@ int session_step(struct session *s, const struct guest_step *st, struct step_res
         st->timeout_ms > 0 ? st->timeout_ms + STEP_MARGIN_MS * s->factor : INT64_MAX / 2;
     int rc = send_frame(s, &o, err);
     return rc < 0 ? rc : wait_step(s, limit, out, err);
+}
+
+int session_start(struct session *s, const struct guest_step *st, int64_t wait_ms,
+                  struct step_result *out, struct cb_error *err)
+{
+    struct frame_out o;
+    struct reply r = {0};
+    begin(s, &o, FRAME_START, st->step);
+    put_step(&o, st);
+    frame_put_number(&o, TAG_WAIT, (uint64_t)wait_ms);
+    s->step = st->step;
+    int rc = send_frame(s, &o, err);
+    if (rc == 0)
+        rc = next_reply(s, cb_monotonic_ms() + wait_ms + STEP_MARGIN_MS * s->factor, &r, err);
+    if (rc < 0)
+        return rc;
+    if (r.type == FRAME_DONE && r.step == st->step) {
+        pop(s, &r);
+        return 1;
+    }
+    if (r.type == FRAME_FAILED) {
+        rc = raise_failed(s, &r, err);
+        if (!s->dead)
+            pop(s, &r);
+        return rc;
+    }
+    if (r.type != FRAME_STEP_DONE)
+        return untrusted(s, err, "an answer of the wrong kind");
+    return take_step_result(s, &r, out, err);
+}
+
+int session_try(struct session *s, struct cb_error *err)
+{
+    struct frame_out o;
+    begin(s, &o, FRAME_TRY, 0);
+    int rc = ask(s, &o, SETUP_MS * s->factor, err);
+    return rc < 0 ? cb_wrap(err, "make room for another try") : 0;
+}
+
+int session_try_keep(struct session *s, struct cb_error *err)
+{
+    struct frame_out o;
+    begin(s, &o, FRAME_TRY_KEEP, 0);
+    int rc = ask(s, &o, SETUP_MS * s->factor, err);
+    return rc < 0 ? cb_wrap(err, "keep what the command did") : 0;
+}
+
+int session_pause(struct session *s, int64_t ms, struct cb_error *err)
+{
+    int64_t end = cb_monotonic_ms() + ms;
+    struct reply r = {0};
+    CB_AUTO_ERROR why = CB_ERROR_INIT;
+    s->heard_at = cb_monotonic_ms();
+    int rc = next_reply(s, end, &r, &why);
+    if (rc == -CB_E_TIMEOUT && !s->dead)
+        return 0;
+    if (rc < 0)
+        return cb_error_move(err, &why);
+    return untrusted(s, err, "an answer to nothing");
 }
 
 int session_layer_end(struct session *s, struct guest_diff *out, struct cb_error *err)
@@ -733,16 +804,25 @@ int session_attend(struct session *s, struct cb_error *err)
 /* The start command's output comes as step 0: this one's must be told from it. */
 enum { EXEC_STEP = 1 };
 
-int session_exec(struct session *s, const char *const *argv, struct step_result *out,
-                 struct cb_error *err)
+int session_exec_within(struct session *s, const char *const *argv, int64_t timeout_ms,
+                        struct step_result *out, struct cb_error *err)
 {
     struct frame_out o;
     begin(s, &o, FRAME_EXEC, EXEC_STEP);
     for (size_t i = 0; argv[i]; i++)
         frame_put_text(&o, TAG_ARG, argv[i]);
+    if (timeout_ms > 0)
+        frame_put_number(&o, TAG_TIMEOUT, (uint64_t)timeout_ms);
     s->step = EXEC_STEP;
+    int64_t limit = timeout_ms > 0 ? timeout_ms + STEP_MARGIN_MS * s->factor : INT64_MAX / 2;
     int rc = send_frame(s, &o, err);
-    return rc < 0 ? rc : wait_step(s, INT64_MAX / 2, out, err);
+    return rc < 0 ? rc : wait_step(s, limit, out, err);
+}
+
+int session_exec(struct session *s, const char *const *argv, struct step_result *out,
+                 struct cb_error *err)
+{
+    return session_exec_within(s, argv, 0, out, err);
 }
 
 int session_shutdown(struct session *s, int64_t timeout_ms, struct cb_error *err)

@@ -81,7 +81,9 @@ struct guest_step {
     const char *script; /* or NULL: argv */
     const struct cb_strv *argv;
     bool as_root;
-    const struct config_pairs *env; /* or NULL */
+    const struct config_pairs *env;      /* or NULL */
+    const struct config_pairs *over_env; /* the same, later: wins; or NULL */
+    const char *user, *workdir;          /* or NULL: the layer's */
     int64_t timeout_ms;
 };
 struct step_result {
@@ -93,6 +95,18 @@ struct step_result {
 };
 int session_step(struct session *s, const struct guest_step *st, struct step_result *out,
                  struct cb_error *err);
+
+/* Starts a process that goes on: 1 when it lived for @wait_ms, 0 and *@out when it ended before.
+ * What it says until then is output of the step; that it ended later is a note. */
+int session_start(struct session *s, const struct guest_step *st, int64_t wait_ms,
+                  struct step_result *out, struct cb_error *err);
+
+/* The steps from here on work on an upper of their own, which the next session_try() drops and
+ * session_try_keep() makes part of the layer. Both end every process of the layer. */
+int session_try(struct session *s, struct cb_error *err);
+int session_try_keep(struct session *s, struct cb_error *err);
+/* Takes in what the guest says while nothing is asked of it. */
+int session_pause(struct session *s, int64_t ms, struct cb_error *err);
 
 /* Ends the layer: kills what it left running, takes its diff out, restacks. The tar lies in the
  * output file at [offset, offset + length) when this returns. */
@@ -112,5 +126,8 @@ int session_attend(struct session *s, struct cb_error *err);
  */
 int session_exec(struct session *s, const char *const *argv, struct step_result *out,
                  struct cb_error *err);
+/* The same with a time limit, at which it is ended. */
+int session_exec_within(struct session *s, const char *const *argv, int64_t timeout_ms,
+                        struct step_result *out, struct cb_error *err);
 /* Asks for sync, unmount and power-off; waits for the answer up to @timeout_ms. */
 int session_shutdown(struct session *s, int64_t timeout_ms, struct cb_error *err);

@@ -111,15 +111,22 @@ int build_refuse(const struct workload_config *c, struct cb_error *err)
         const struct commands *cmds = &c->layers[i].init_commands;
         for (size_t j = 0; j < cmds->n; j++) {
             const struct command *cmd = &cmds->v[j];
-            if (cmd->type == COMMAND_SHELL || cmd->type == COMMAND_EXEC)
+            if (cmd->type != COMMAND_COPY && cmd->type != COMMAND_GCP_AUTH)
                 continue;
             cb_fail(err, CB_E_CONFIG, "%s:%d:%d: layer %s: commands of type %s cannot be run yet",
                     c->file ? c->file : "config", cmd->loc.line, cmd->loc.column, c->layers[i].name,
                     command_type_name(cmd->type));
-            return cb_hint(err, "write it as a shell command: %s",
-                           cmd->type == COMMAND_ENV ? "a layer's `env` sets variables"
-                                                    : "`shell` and `exec` are what works today");
+            return cb_hint(err, "shell, exec, env, workdir, user and start are what works today");
         }
+    }
+    for (size_t i = 0; i < c->boot_commands.n; i++) {
+        const struct command *cmd = &c->boot_commands.v[i];
+        if (cmd->type != COMMAND_SHELL && cmd->type != COMMAND_EXEC && cmd->type != COMMAND_START)
+            return cb_fail(err, CB_E_CONFIG,
+                           "%s:%d:%d: workload.init_commands: a command of type %s does not run at "
+                           "boot; shell, exec and start do",
+                           c->file ? c->file : "config", cmd->loc.line, cmd->loc.column,
+                           command_type_name(cmd->type));
     }
     if (!c->base_image) {
         cb_fail(err, CB_E_CONFIG, "%s: base_image is missing: there is nothing to build on",
@@ -130,9 +137,6 @@ int build_refuse(const struct workload_config *c, struct cb_error *err)
     if (c->init && strcmp(c->init, "agent") != 0)
         return cb_fail(err, CB_E_CONFIG, "init: %s cannot be used yet; `agent` is what works today",
                        c->init);
-    if (c->start.from_image)
-        return cb_fail(err, CB_E_CONFIG,
-                       "start_command: image cannot be used yet; write the command as a list");
     if (strcmp(c->base_image, "scratch") == 0)
         return refuse_on_scratch(c, err);
     return 0;

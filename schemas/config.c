@@ -72,6 +72,8 @@ void command_release(struct command *c)
     cb_strv_release(&c->allowed_files);
     config_pairs_release(&c->env_variables);
     free(c->name);
+    free(c->user);
+    free(c->workdir);
     loc_release(&c->loc);
 }
 

@@ -94,11 +94,7 @@ const struct field command_fields[] = {
      .offset = AT(timeout_ms),
      .min = 1,
      .max = CONFIG_STEP_MS_MAX},
-    {.name = "max_retries",
-     .read = read_u32,
-     .offset = AT(max_retries),
-     .max = 100,
-     .note = "max_retries"},
+    {.name = "max_retries", .read = read_u32, .offset = AT(max_retries), .max = 100},
     {.name = "compute",
      .read = read_compute,
      .offset = AT(compute),
@@ -175,7 +171,7 @@ static void read_command(struct reader *r, const struct at *at, const struct doc
     if (n->kind == DOC_MAP) {
         (void)read_map(r, at, n, command_fields, c);
         check_args(r, at, n, c);
-        if (c->type != COMMAND_SHELL && c->type != COMMAND_EXEC) {
+        if (c->type == COMMAND_COPY || c->type == COMMAND_GCP_AUTH) {
             CB_AUTO_FREE char *what = cb_xasprintf("command type %s", command_type_name(c->type));
             reader_note(r, at, n, what);
         }

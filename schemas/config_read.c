@@ -328,7 +328,6 @@ static bool read_start(struct reader *r, const struct at *at, const struct doc_n
     struct start_command *s = to;
     if (n->kind == DOC_SCALAR && strcmp(n->text, "image") == 0) {
         s->present = s->from_image = true;
-        reader_note(r, at, n, "start_command: image");
         return true;
     }
     if (n->kind != DOC_MAP)
@@ -459,10 +458,7 @@ static const struct field workload_fields[] = {
     {.name = "config", .read = read_config},
     {.name = "start_command", .read = read_start, .offset = AT(start)},
     {.name = "init_commands", .read = read_commands, .offset = AT(boot_commands)},
-    {.name = "healthcheck",
-     .read = read_healthcheck,
-     .offset = AT(healthcheck),
-     .note = "healthcheck"},
+    {.name = "healthcheck", .read = read_healthcheck, .offset = AT(healthcheck)},
     {.name = "credentials",
      .read = read_credentials,
      .offset = AT(credentials),

@@ -10,7 +10,7 @@
 
 /* Raised by hand when the same inputs would give other results: what the agent does to a layer, how
  * a diff is taken out, how the image is laid out. An upgrade alone does not throw caches away. */
-#define PLATFORM_VERSION 1
+#define PLATFORM_VERSION 2
 
 #define WORKLOAD_KEY_LEN 16 /* hex characters, without the NUL */
 

@@ -90,6 +90,8 @@ static const struct field command_fields[] = {
     F("allowed_files", KIND_STRV, 0, allowed_files),
     F("env_variables", KIND_ENV, 0, env_variables),
     F("name", KIND_STR, 0, name),
+    F("user", KIND_STR, 0, user),
+    F("workdir", KIND_STR, 0, workdir),
 #undef F
     {0}};
 

@@ -231,6 +231,8 @@ int takeout_run(struct takeout *t, struct fail *f);
 struct stack {
     int scratch;        /* folder; the agent's current folder too */
     unsigned layers;    /* frozen uppers */
+    unsigned works;     /* work folders so far: each mount has its own */
+    bool trying;        /* an upper of its own lies on the layer's */
     bool plain_options; /* this kernel does not know `volatile` */
     bool user_xattrs;   /* in a user namespace */
 };
@@ -244,6 +246,19 @@ int stack_freeze(struct stack *s, struct fail *f);
 /* In a process of its own: read-only views of what is below the frozen upper. */
 int stack_views(struct stack *s, struct takeout *t, struct fail *f);
 void stack_push(struct stack *s);
+/* All three while nothing is mounted. For a command that may be tried again: an upper of its own
+ * ("r") on the layer's, and what it holds becomes part of the layer's, or is dropped. */
+int stack_try(struct stack *s, struct fail *f);
+int stack_keep(struct stack *s, struct fail *f);
+int stack_drop(struct stack *s, struct fail *f);
+
+/* --- fold.c: two uppers become one --- */
+
+/* Moves what is in upper @from (a folder, like @to) into upper @to, which lay below it, so that @to
+ * shows what both showed. @from is empty then, or both are in pieces when it failed. */
+int fold_upper(int from, int to, struct fail *f);
+/* Removes folder @name of folder @at with all that is in it; one that is not there is fine. */
+int remove_below(int at, const char *name, struct fail *f);
 
 /* --- layer.c: the init of a layer's namespace --- */
 
@@ -264,8 +279,11 @@ int layer_parse(struct layer_spec *l, const uint8_t *p, size_t n, struct fail *f
 struct step_spec {
     char *script;
     struct words argv, env;
+    char *user, *workdir; /* NULL: the layer's */
     bool root;
+    bool goes_on; /* a boot command whose end is not waited for */
     uint64_t timeout_ms;
+    uint64_t wait_ms; /* START: how long it has to live */
 };
 void step_release(struct step_spec *s);
 int step_parse(struct step_spec *s, const uint8_t *p, size_t n, struct fail *f);

@@ -21,8 +21,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define STOP_GRACE_MS 10000    /* between SIGTERM and SIGKILL */
-#define AT_ONCE_MS 300         /* a start command without a port is ready when it lives this long */
+#define STOP_GRACE_MS 10000 /* between SIGTERM and SIGKILL */
+#define AT_ONCE_MS 300      /* a start command without a port is ready when it lives this long */
+#define KEPT_MAX 32
 #define LINGER_MS 15000        /* for a host that has not asked yet how the start went */
 #define RESIZE_FS 0x40086610ul /* EXT4_IOC_RESIZE_FS of linux/ext4.h */
 
@@ -34,6 +35,8 @@ struct boot {
     bool connected, watching, answered; /* answered: READY or START_EXITED went out */
     struct job main_job; /* a boot command, the start command, or the console's shell */
     struct job exec_job;
+    struct job *kept[KEPT_MAX]; /* boot commands that go on running */
+    size_t n_kept;
     size_t next_command;
     bool starting, started, ready, start_failed;
     int64_t started_at, ended_at, beat_at, look_at;
@@ -241,23 +244,59 @@ static void become_ready(struct boot *b, const char *how)
     console_say("ready: %s", how);
 }
 
-/* The next thing of the boot: a boot command, then the start command. */
+static const char *command_user(const struct boot *b, const struct step_spec *s)
+{
+    if (s->root)
+        return "0";
+    return s->user ? s->user : b->conf.default_user;
+}
+
+static struct job *new_kept(struct boot *b, struct fail *f)
+{
+    if (b->n_kept == KEPT_MAX) {
+        (void)fail_set(f, FAIL_IMAGE, "more than %d boot commands that go on running", KEPT_MAX);
+        return NULL;
+    }
+    struct job *j = ag_alloc(sizeof *j);
+    *j = (struct job){.out = {{.fd = -1}, {.fd = -1}}};
+    b->kept[b->n_kept++] = j;
+    return j;
+}
+
+/* What goes on may end: that is said, and the machine goes on. */
+static void work_kept(struct boot *b, int64_t now)
+{
+    for (size_t i = 0; i < b->n_kept; i++) {
+        struct job *j = b->kept[i];
+        if (!j->pid || !job_work(j, now, on_output, b))
+            continue;
+        console_say("what boot command %zu started ended with exit status %d", i + 1,
+                    exit_code_of(j->status));
+        job_close(j);
+    }
+}
+
+/* The next thing of the boot: boot commands, then the start command. */
 static void go_on(struct boot *b)
 {
     struct fail f;
     if (b->main_job.pid || b->started || b->start_failed || b->stop)
         return;
-    if (b->next_command < b->conf.n_commands) {
+    while (b->next_command < b->conf.n_commands) {
         const struct step_spec *s = &b->conf.commands[b->next_command++];
         const struct what w = {.script = s->script,
                                .argv = &s->argv,
                                .env = &s->env,
-                               .user = s->root ? "0" : b->conf.default_user,
-                               .workdir = b->conf.default_workdir,
-                               .timeout_ms = (int64_t)s->timeout_ms};
-        if (start_job(b, &b->main_job, &w, &f) < 0)
+                               .user = command_user(b, s),
+                               .workdir = s->workdir ? s->workdir : b->conf.default_workdir,
+                               .timeout_ms = s->goes_on ? 0 : (int64_t)s->timeout_ms};
+        struct job *j = s->goes_on ? new_kept(b, &f) : &b->main_job;
+        if (!j || start_job(b, j, &w, &f) < 0) {
             cannot_start(b, &f);
-        return;
+            return;
+        }
+        if (!s->goes_on)
+            return;
     }
     b->started = true;
     b->started_at = b->probe.started = now_ms();
@@ -504,6 +543,9 @@ static void reap(struct boot *b)
             job_exited(&b->exec_job, status, &ru);
         else if (pid == b->probe.pid)
             on_probe(b, status);
+        for (size_t i = 0; i < b->n_kept; i++)
+            if (pid == b->kept[i]->pid)
+                job_exited(b->kept[i], status, &ru);
     }
 }
 
@@ -517,6 +559,8 @@ static int next_wake(const struct boot *b, int64_t now)
     int t = 1000;
     t = sooner(t, job_timeout(&b->main_job, now));
     t = sooner(t, job_timeout(&b->exec_job, now));
+    for (size_t i = 0; i < b->n_kept; i++)
+        t = sooner(t, job_timeout(b->kept[i], now));
     if (b->started && !b->ready && !b->start_failed)
         t = sooner(t, 50);
     if (!b->connected || b->start_failed)
@@ -526,12 +570,14 @@ static int next_wake(const struct boot *b, int64_t now)
 
 static void wait_for_something(struct boot *b)
 {
-    struct pollfd p[6];
+    struct pollfd p[6 + 2 * KEPT_MAX];
     size_t n = 0;
     p[n++] = (struct pollfd){.fd = b->sigfd, .events = POLLIN};
     p[n++] = (struct pollfd){.fd = b->connected ? b->port : -1, .events = POLLIN};
     n += job_pollfds(&b->main_job, p + n);
     n += job_pollfds(&b->exec_job, p + n);
+    for (size_t i = 0; i < b->n_kept; i++)
+        n += job_pollfds(b->kept[i], p + n);
     (void)poll(p, n, next_wake(b, now_ms()));
     if (b->connected && p[1].revents) {
         if (chan_fill(&b->host) < 0)
@@ -604,6 +650,7 @@ _Noreturn void boot_main(void)
                 (void)job_report(&b.exec_job, &b.host);
             job_close(&b.exec_job);
         }
+        work_kept(&b, now);
         answer_watch(&b);
         if (b.host.hungup)
             disconnect(&b);

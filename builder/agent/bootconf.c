@@ -49,6 +49,12 @@ static int on_command(struct boot_conf *b, const char *key, const char *value, s
         env_set(&s->env, value);
     else if (strcmp(key, "-root") == 0)
         s->root = strcmp(value, "1") == 0;
+    else if (strcmp(key, "-start") == 0)
+        s->goes_on = strcmp(value, "1") == 0;
+    else if (strcmp(key, "-user") == 0)
+        set(&s->user, value);
+    else if (strcmp(key, "-workdir") == 0)
+        set(&s->workdir, value);
     else if (strcmp(key, "-timeout") == 0 && parse_number(value, INT64_MAX / 4, &v))
         s->timeout_ms = v;
     return 0;

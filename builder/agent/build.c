@@ -86,6 +86,30 @@ static int do_setup(struct build *b, const uint8_t *p, size_t n, struct fail *f)
     return 0;
 }
 
+/* The layer's init in its namespaces; it answers when it is ready for steps. */
+static int start_init(struct build *b, struct fail *f)
+{
+    int fd;
+    if (layer_start(&b->setup, &b->layer, &b->child_pid, &fd, f) < 0)
+        return -1;
+    chan_init(&b->child, fd, FRAME_REPLY_MAX);
+    b->layer.first = false;
+    b->waiting = true;
+    return 0;
+}
+
+/* Both restack: what the layer's processes left running ends, as at the end of a layer. */
+static int do_try(struct build *b, bool keep, struct fail *f)
+{
+    if (!b->in_layer || (keep && !b->stack.trying))
+        return fail_set(f, FAIL_PROTOCOL, "%s out of order", keep ? "TRY_KEEP" : "TRY");
+    end_child(b);
+    if (stack_freeze(&b->stack, f) < 0)
+        return -1;
+    int rc = keep ? stack_keep(&b->stack, f) : stack_try(&b->stack, f);
+    return rc < 0 ? rc : start_init(b, f);
+}
+
 static int do_layer_begin(struct build *b, const uint8_t *p, size_t n, struct fail *f)
 {
     if (!b->ready || b->in_layer)
@@ -94,14 +118,11 @@ static int do_layer_begin(struct build *b, const uint8_t *p, size_t n, struct fa
     if (layer_parse(&b->layer, p, n, f) < 0)
         return -1;
     b->layer.first = !b->first_done;
-    int fd;
     if (stack_begin(&b->stack, f) < 0)
         return -1;
-    if (layer_start(&b->setup, &b->layer, &b->child_pid, &fd, f) < 0)
+    if (start_init(b, f) < 0)
         return -1;
-    chan_init(&b->child, fd, FRAME_REPLY_MAX);
     b->in_layer = true;
-    b->waiting = true; /* its init answers */
     return 0;
 }
 
@@ -161,8 +182,8 @@ static _Noreturn void takeout_main(struct build *b, int fd)
 
 static int do_layer_end(struct build *b, struct fail *f)
 {
-    if (!b->in_layer)
-        return fail_set(f, FAIL_PROTOCOL, "LAYER_END outside a layer");
+    if (!b->in_layer || b->stack.trying)
+        return fail_set(f, FAIL_PROTOCOL, "LAYER_END out of order");
     /* With its init every process of the namespace dies, and they are all gone when it is reaped.
      * The same kernel reads the upper next, so nothing has to reach the scratch disk for that. */
     end_child(b);
@@ -271,7 +292,10 @@ static int on_host(struct build *b)
             switch ((enum frame_type)h.type) {
             case FRAME_SETUP: rc = do_setup(b, p, h.length, &f); break;
             case FRAME_LAYER_BEGIN: rc = do_layer_begin(b, p, h.length, &f); break;
-            case FRAME_STEP: rc = do_step(b, &h, p, &f); break;
+            case FRAME_STEP:
+            case FRAME_START: rc = do_step(b, &h, p, &f); break;
+            case FRAME_TRY: rc = do_try(b, false, &f); break;
+            case FRAME_TRY_KEEP: rc = do_try(b, true, &f); break;
             case FRAME_LAYER_END: rc = do_layer_end(b, &f); break;
             case FRAME_SHUTDOWN:
                 end_child(b);

@@ -21,6 +21,17 @@
 #include <unistd.h>
 
 #define LEFT_OPEN_MAX 64
+#define STARTS_MAX 32
+#define START_TAIL 2048
+
+/* A process that `start` keeps: it goes on while later steps run. */
+struct started {
+    struct job job; /* pid 0: it ended */
+    char name[128];
+    int64_t due;           /* when it has lived long enough to be answered for; 0: it was */
+    char tail[START_TAIL]; /* what it said last; before `due` that is in the log */
+    size_t tail_len;
+};
 
 struct init {
     const struct setup *setup;
@@ -32,6 +43,8 @@ struct init {
      * die of SIGPIPE or block. */
     int left_open[LEFT_OPEN_MAX];
     size_t n_left_open;
+    struct started *starts[STARTS_MAX];
+    size_t n_starts;
 };
 
 static void drop_left_open(struct init *in, size_t i)
@@ -71,6 +84,8 @@ static const char *pick_user(const struct init *in, const struct step_spec *s)
 {
     if (s->root)
         return "0";
+    if (s->user)
+        return s->user;
     if (in->layer->user)
         return in->layer->user;
     if (in->setup->runner)
@@ -84,7 +99,8 @@ static void merge_env(struct words *env, const struct words *from)
         env_set(env, from->v[i]);
 }
 
-static int start_step(struct init *in, const struct step_spec *s, uint32_t number, struct fail *f)
+static int start_step(struct init *in, struct job *job, const struct step_spec *s, uint32_t number,
+                      struct fail *f)
 {
     struct words env = {0}, argv = {0};
     struct ident who;
@@ -108,6 +124,8 @@ static int start_step(struct init *in, const struct step_spec *s, uint32_t numbe
     env_default(&env, "SHELL", who.shell[0] ? who.shell : "/bin/sh");
     env_default(&env, "TERM", "dumb");
     const char *dir = in->layer->workdir ? in->layer->workdir : in->setup->workdir;
+    if (s->workdir)
+        dir = s->workdir;
     struct job_spec spec = {.argv = &argv,
                             .env = &env,
                             .who = &who,
@@ -115,10 +133,111 @@ static int start_step(struct init *in, const struct step_spec *s, uint32_t numbe
                             .contained = true,
                             .timeout_ms = (int64_t)s->timeout_ms,
                             .step = number};
-    int rc = job_start(&in->job, &spec, f);
+    int rc = job_start(job, &spec, f);
     words_release(&env);
     words_release(&argv);
     return rc;
+}
+
+/* --- start --- */
+
+static void keep_tail(struct started *s, const uint8_t *p, size_t n)
+{
+    if (n > sizeof s->tail) {
+        p += n - sizeof s->tail;
+        n = sizeof s->tail;
+    }
+    size_t drop = s->tail_len + n > sizeof s->tail ? s->tail_len + n - sizeof s->tail : 0;
+    memmove(s->tail, s->tail + drop, s->tail_len - drop);
+    s->tail_len -= drop;
+    memcpy(s->tail + s->tail_len, p, n);
+    s->tail_len += n;
+}
+
+struct start_output {
+    struct init *in;
+    struct started *s;
+};
+
+static void start_sink(void *arg, uint32_t step, int stream, const void *p, size_t n)
+{
+    struct start_output *o = arg;
+    if (o->s->due && step) /* 0: it was started before, and said this then */
+        (void)chan_send_output(&o->in->up, step, stream, p, n);
+    keep_tail(o->s, p, n);
+}
+
+static int start_process(struct init *in, const struct step_spec *s, uint32_t number,
+                         struct fail *f)
+{
+    if (in->n_starts == STARTS_MAX)
+        return fail_set(f, FAIL_COMMAND, "more than %d commands of type start", STARTS_MAX);
+    struct started *st = ag_alloc(sizeof *st);
+    *st = (struct started){.job.out = {{.fd = -1}, {.fd = -1}}};
+    (void)snprintf(st->name, sizeof st->name, "%s", s->script ? s->script : s->argv.v[0]);
+    if (start_step(in, &st->job, s, number, f) < 0) {
+        free(st);
+        return -1;
+    }
+    st->job.contained = false; /* what ends it is its own session's end */
+    st->due = now_ms() + (int64_t)s->wait_ms;
+    in->starts[in->n_starts++] = st;
+    return 0;
+}
+
+static void say_ended(struct init *in, const struct started *s)
+{
+    int status = s->job.status;
+    size_t at = s->tail_len > 400 ? s->tail_len - 400 : 0;
+    chan_note(&in->up, "%s, which was started, %s %d%s%.*s", s->name,
+              WIFSIGNALED(status) ? "was killed by signal" : "ended with exit code",
+              WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status),
+              s->tail_len ? "; it said last: " : "", (int)(s->tail_len - at), s->tail + at);
+}
+
+/* Answers for what was started, and reads what it says; what ended is said once. */
+static void work_starts(struct init *in, int64_t now)
+{
+    for (size_t i = 0; i < in->n_starts; i++) {
+        struct started *s = in->starts[i];
+        struct start_output o = {in, s};
+        if (!s->job.pid)
+            continue;
+        bool over = job_work(&s->job, now, start_sink, &o);
+        if (over) {
+            if (s->due)
+                (void)job_report(&s->job, &in->up);
+            else
+                say_ended(in, s);
+            s->due = 0;
+            job_close(&s->job);
+        } else if (s->due && !s->job.exited && now >= s->due) {
+            s->due = 0;
+            (void)chan_send_empty(&in->up, FRAME_DONE, s->job.step);
+        }
+    }
+}
+
+static bool is_starting(const struct init *in)
+{
+    for (size_t i = 0; i < in->n_starts; i++)
+        if (in->starts[i]->job.pid && in->starts[i]->due)
+            return true;
+    return false;
+}
+
+static int next_wake(const struct init *in, int64_t now)
+{
+    int t = job_timeout(&in->job, now);
+    for (size_t i = 0; i < in->n_starts; i++) {
+        const struct started *s = in->starts[i];
+        int64_t own = job_timeout(&s->job, now);
+        if (s->job.pid && s->due && (own < 0 || s->due - now < own))
+            own = s->due > now ? s->due - now : 0;
+        if (own >= 0 && (t < 0 || own < t))
+            t = (int)own;
+    }
+    return t;
 }
 
 static void on_request(struct init *in)
@@ -133,10 +252,11 @@ static void on_request(struct init *in)
         return;
     struct step_spec s = {0};
     int rc = -1;
-    if (h.type != FRAME_STEP || in->job.pid)
+    if ((h.type != FRAME_STEP && h.type != FRAME_START) || in->job.pid || is_starting(in))
         (void)fail_set(&f, FAIL_PROTOCOL, "unexpected request %u", h.type);
     else if (step_parse(&s, p, h.length, &f) == 0)
-        rc = start_step(in, &s, h.step, &f);
+        rc = h.type == FRAME_START ? start_process(in, &s, h.step, &f)
+                                   : start_step(in, &in->job, &s, h.step, &f);
     step_release(&s);
     if (rc < 0)
         (void)chan_send_fail(&in->up, h.step, &f);
@@ -151,22 +271,28 @@ static void reap(struct init *in)
     int status;
     struct rusage ru;
     pid_t pid;
-    while ((pid = wait4(-1, &status, WNOHANG, &ru)) > 0)
+    while ((pid = wait4(-1, &status, WNOHANG, &ru)) > 0) {
         if (pid == in->job.pid)
             job_exited(&in->job, status, &ru);
+        for (size_t i = 0; i < in->n_starts; i++)
+            if (pid == in->starts[i]->job.pid)
+                job_exited(&in->starts[i]->job, status, &ru);
+    }
 }
 
 static _Noreturn void init_loop(struct init *in)
 {
     for (;;) {
-        struct pollfd pfds[4 + LEFT_OPEN_MAX];
+        struct pollfd pfds[4 + 2 * STARTS_MAX + LEFT_OPEN_MAX];
         size_t n = 0;
         pfds[n++] = (struct pollfd){.fd = in->up.fd, .events = POLLIN};
         pfds[n++] = (struct pollfd){.fd = in->sigfd, .events = POLLIN};
         n += job_pollfds(&in->job, pfds + n);
+        for (size_t i = 0; i < in->n_starts; i++)
+            n += job_pollfds(&in->starts[i]->job, pfds + n);
         for (size_t i = 0; i < in->n_left_open; i++)
             pfds[n++] = (struct pollfd){.fd = in->left_open[i], .events = POLLIN};
-        if (poll(pfds, n, job_timeout(&in->job, now_ms())) < 0 && errno != EINTR)
+        if (poll(pfds, n, next_wake(in, now_ms())) < 0 && errno != EINTR)
             _exit(71);
         if (pfds[0].revents && chan_fill(&in->up) < 0)
             _exit(0);
@@ -177,6 +303,7 @@ static _Noreturn void init_loop(struct init *in)
             (void)job_report(&in->job, &in->up);
             job_close(&in->job);
         }
+        work_starts(in, now_ms());
         on_request(in);
         if (in->up.hungup)
             _exit(0);

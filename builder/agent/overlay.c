@@ -4,7 +4,8 @@
  *     l        link to the image's mounted file system, the lowest
  *     a        the agent's own lower: mount points, resolv.conf, hosts, hostname
  *     u0, u1.. uppers, one a layer; all but the newest are frozen and serve as lowers
- *     w0, w1.. their work folders
+ *     r        the upper of a command that may be tried again
+ *     w0, w1.. work folders, one a mount
  *     m        where the running layer is mounted
  *     va, vi   views of the lowers with and without `a`, mounted in the process that takes a diff
  * out
@@ -154,23 +155,20 @@ static int mount_overlay(struct stack *s, const char *at, const struct text *bas
     return fail_sys(f, err, "mount overlay");
 }
 
-int stack_begin(struct stack *s, struct fail *f)
+/* Mounts the layer at "m": @upper over @top (an upper that is not frozen, or NULL) and all below.
+ */
+static int mount_layer(struct stack *s, const char *upper, const char *top, struct fail *f)
 {
-    char upper[16], work[16];
-    if (s->layers >= LAYERS_MAX)
-        return fail_set(f, FAIL_COMMAND, "more than %d layers in one build", LAYERS_MAX);
-    (void)snprintf(upper, sizeof upper, "u%u", s->layers);
-    (void)snprintf(work, sizeof work, "w%u", s->layers);
-    if (mkdir(upper, 0755) < 0 || mkdir(work, 0755) < 0)
-        return fail_sys(f, errno, "scratch: make %s", upper);
-    /* The root of the layer is this folder: it must look like the one that it covers. */
-    char below[16] = "a";
-    if (s->layers)
-        (void)snprintf(below, sizeof below, "u%u", s->layers - 1);
-    if (like(below, upper, f) < 0)
-        return -1;
+    char work[16];
+    (void)snprintf(work, sizeof work, "w%u", s->works++);
+    if (mkdir(work, 0755) < 0)
+        return fail_sys(f, errno, "scratch: make %s", work);
     struct text o = {0};
     text_puts(&o, "lowerdir=");
+    if (top) {
+        text_puts(&o, top);
+        text_puts(&o, ":");
+    }
     lowers(&o, s->layers, true);
     text_puts(&o, ",upperdir=");
     text_puts(&o, upper);
@@ -179,6 +177,62 @@ int stack_begin(struct stack *s, struct fail *f)
     int rc = mount_overlay(s, "m", &o, true, f);
     text_release(&o);
     return rc;
+}
+
+int stack_begin(struct stack *s, struct fail *f)
+{
+    char upper[16];
+    if (s->layers >= LAYERS_MAX)
+        return fail_set(f, FAIL_COMMAND, "more than %d layers in one build", LAYERS_MAX);
+    (void)snprintf(upper, sizeof upper, "u%u", s->layers);
+    if (mkdir(upper, 0755) < 0)
+        return fail_sys(f, errno, "scratch: make %s", upper);
+    /* The root of the layer is this folder: it must look like the one that it covers. */
+    char below[16] = "a";
+    if (s->layers)
+        (void)snprintf(below, sizeof below, "u%u", s->layers - 1);
+    if (like(below, upper, f) < 0)
+        return -1;
+    return mount_layer(s, upper, NULL, f);
+}
+
+int stack_try(struct stack *s, struct fail *f)
+{
+    char upper[16];
+    (void)snprintf(upper, sizeof upper, "u%u", s->layers);
+    if (remove_below(s->scratch, "r", f) < 0)
+        return -1;
+    if (mkdir("r", 0755) < 0)
+        return fail_sys(f, errno, "scratch: make r");
+    if (like(upper, "r", f) < 0)
+        return -1;
+    s->trying = true;
+    return mount_layer(s, "r", upper, f);
+}
+
+int stack_drop(struct stack *s, struct fail *f)
+{
+    char upper[16];
+    (void)snprintf(upper, sizeof upper, "u%u", s->layers);
+    s->trying = false;
+    if (remove_below(s->scratch, "r", f) < 0)
+        return -1;
+    return mount_layer(s, upper, NULL, f);
+}
+
+int stack_keep(struct stack *s, struct fail *f)
+{
+    char upper[16];
+    (void)snprintf(upper, sizeof upper, "u%u", s->layers);
+    int from = open("r", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int to = open(upper, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int rc = from < 0 || to < 0 ? fail_sys(f, errno, "scratch: open %s", from < 0 ? "r" : upper)
+                                : fold_upper(from, to, f);
+    if (from >= 0)
+        (void)close(from);
+    if (to >= 0)
+        (void)close(to);
+    return rc < 0 ? rc : stack_drop(s, f);
 }
 
 int stack_freeze(struct stack *s, struct fail *f)

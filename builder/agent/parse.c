@@ -114,6 +114,8 @@ int layer_parse(struct layer_spec *l, const uint8_t *p, size_t n, struct fail *f
 void step_release(struct step_spec *s)
 {
     free(s->script);
+    free(s->user);
+    free(s->workdir);
     words_release(&s->argv);
     words_release(&s->env);
     *s = (struct step_spec){0};
@@ -132,13 +134,18 @@ int step_parse(struct step_spec *s, const uint8_t *p, size_t n, struct fail *f)
         case TAG_ARG: rc = take_word(&x, &s->argv, f); break;
         case TAG_ENV: rc = take_env(&x, &s->env, f); break;
         case TAG_ROOT: rc = take_number(&x, &root, f); break;
+        case TAG_USER: rc = take_text(&x, &s->user, f); break;
+        case TAG_WORKDIR: rc = take_text(&x, &s->workdir, f); break;
         case TAG_TIMEOUT: rc = take_number(&x, &s->timeout_ms, f); break;
+        case TAG_WAIT: rc = take_number(&x, &s->wait_ms, f); break;
         default: break;
         }
     }
     s->root = root != 0;
     if (s->timeout_ms > INT64_MAX / 4)
         s->timeout_ms = 0;
+    if (s->wait_ms > 60000)
+        s->wait_ms = 60000;
     if (rc == 0 && !s->script && s->argv.n == 0)
         return fail_set(f, FAIL_PROTOCOL, "a step without a command");
     return rc;

@@ -1,0 +1,218 @@
+#include "builder/run_command.h"
+
+#include "support/cleanup.h"
+#include "support/mem.h"
+#include "support/proc.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    COMMAND_TIMEOUT_MS = 60 * 60 * 1000,
+    START_WAIT_MS = 300,   /* what ends sooner did not start */
+    RETRY_FIRST_MS = 1000, /* the pause before the second attempt; each one is twice the last */
+    RETRY_MOST_MS = 30000,
+};
+
+int talk_explain(struct talk *t, struct cb_error *err)
+{
+    if (err->code == CB_E_CANCELED || err->code == CB_E_COMMAND)
+        return -(int)err->code;
+    CB_AUTO_FREE char *end = machine_end_text(t->m);
+    CB_AUTO_FREE char *console = machine_console_tail(t->m, 20);
+    if (end)
+        cb_wrap(err, "%s", end);
+    if (console[0]) {
+        char *with = cb_xasprintf("%s\nlast lines of its console:\n%s", err->msg, console);
+        free(err->msg);
+        err->msg = with;
+    }
+    return -(int)err->code;
+}
+
+static bool succeeded(const struct step_result *r)
+{
+    return r->exit_code == 0 && !r->signal && !r->timed_out;
+}
+
+/* "ended with exit code 2" */
+static void how_it_ended(const struct step_result *r, int64_t limit_ms, char *how, size_t size)
+{
+    if (r->timed_out)
+        (void)snprintf(how, size, "ran into its time limit of %lld s",
+                       (long long)(limit_ms / 1000));
+    else if (r->signal)
+        (void)snprintf(how, size, "was killed by %s (exit code %d)", cb_signal_name(r->signal),
+                       r->exit_code);
+    else
+        (void)snprintf(how, size, "ended with exit code %d", r->exit_code);
+}
+
+static int fail_command(struct build *b, const struct layer *l, size_t i, const char *title,
+                        const char *how, struct cb_error *err)
+{
+    CB_AUTO_FREE char *tail = emit_tail(&b->em);
+    for (size_t n = strlen(tail); n && tail[n - 1] == '\n'; n--)
+        tail[n - 1] = '\0';
+    cb_fail(err, CB_E_COMMAND, "layer %s: command %zu of %zu %s: %s%s%s", l->name, i + 1,
+            l->init_commands.n, how, title,
+            tail[0] ? "\nits last lines:\n" : "\nit printed nothing", tail);
+    return cb_hint(err,
+                   "mend the command and run the same line again; the layers before it are kept");
+}
+
+/* The machine or the agent failed, not the command. */
+static int fail_talk(struct talk *t, const struct layer *l, size_t i, const char *title,
+                     struct cb_error *err)
+{
+    cb_wrap(err, "layer %s: command %zu of %zu (%s)", l->name, i + 1, l->init_commands.n, title);
+    return talk_explain(t, err);
+}
+
+static struct guest_step guest_step_of(const struct command *cmd, const struct step_state *state,
+                                       int step)
+{
+    return (struct guest_step){.step = (uint32_t)step,
+                               .script = cmd->script,
+                               .argv = cmd->script ? NULL : &cmd->args,
+                               .as_root = cmd->run_as_root,
+                               .env = &state->env,
+                               .over_env = &cmd->env_variables,
+                               .user = state->user,
+                               .workdir = state->workdir};
+}
+
+static int start_wait(const struct talk *t)
+{
+    return (int)machine_limit(t->m, START_WAIT_MS);
+}
+
+int run_starts_again(struct talk *t, const struct layer *l, struct cb_error *err)
+{
+    for (size_t i = 0; i < t->state.n_starts; i++) {
+        const struct kept_start *k = &t->state.starts[i];
+        CB_AUTO_FREE char *title = command_title(k->command);
+        struct guest_step g = guest_step_of(k->command, &k->state, 0);
+        struct step_result r = {0};
+        int rc = session_start(t->s, &g, start_wait(t), &r, err);
+        if (rc < 0) {
+            cb_wrap(err, "layer %s: %s again", l->name, title);
+            return talk_explain(t, err);
+        }
+        if (rc == 0) {
+            char how[96];
+            how_it_ended(&r, 0, how, sizeof(how));
+            cb_fail(err, CB_E_COMMAND,
+                    "layer %s: what \"%s\" started before did not start again: "
+                    "it %s",
+                    l->name, title, how);
+            return cb_hint(err, "a command of type start is started again in every layer after it; "
+                                "it has to cope with the files that it left");
+        }
+    }
+    return 0;
+}
+
+static int run_start(struct talk *t, const struct layer *l, size_t i, struct cb_error *err)
+{
+    struct build *b = t->b;
+    const struct command *cmd = &l->init_commands.v[i];
+    CB_AUTO_FREE char *title = command_title(cmd);
+    int step = emit_step_start(&b->em, PHASE_RECIPE, l->name, title);
+    struct guest_step g = guest_step_of(cmd, &t->state.now, step);
+    struct step_result r = {0};
+    int rc = session_start(t->s, &g, start_wait(t), &r, err);
+    if (rc < 0)
+        return fail_talk(t, l, i, title, err);
+    if (rc == 0) {
+        char how[96];
+        how_it_ended(&r, 0, how, sizeof(how));
+        CB_AUTO_FREE char *text = cb_xasprintf("%s, and was to go on running", how);
+        rc = fail_command(b, l, i, title, text, err);
+        emit_step_end(&b->em, r.exit_code, err);
+        return rc;
+    }
+    build_state_command(&t->state, cmd);
+    emit_step_end(&b->em, 0, NULL);
+    return 0;
+}
+
+/* What only changes how later commands run. */
+static int run_setting(struct talk *t, const struct layer *l, size_t i)
+{
+    const struct command *cmd = &l->init_commands.v[i];
+    CB_AUTO_FREE char *title = command_title(cmd);
+    emit_step_start(&t->b->em, PHASE_RECIPE, l->name, title);
+    build_state_command(&t->state, cmd);
+    emit_step_end(&t->b->em, 0, NULL);
+    return 0;
+}
+
+/* One attempt, on an upper of its own when there may be more. */
+static int attempt(struct talk *t, const struct layer *l, const struct command *cmd,
+                   const struct guest_step *g, struct step_result *r, struct cb_error *err)
+{
+    int rc = 0;
+    if (cmd->max_retries &&
+        ((rc = session_try(t->s, err)) < 0 || (rc = run_starts_again(t, l, err)) < 0))
+        return rc;
+    return session_step(t->s, g, r, err);
+}
+
+static int run_program(struct talk *t, const struct layer *l, size_t i, struct cb_error *err)
+{
+    struct build *b = t->b;
+    const struct command *cmd = &l->init_commands.v[i];
+    CB_AUTO_FREE char *title = command_title(cmd);
+    int step = emit_step_start(&b->em, PHASE_RECIPE, l->name, title);
+    struct guest_step g = guest_step_of(cmd, &t->state.now, step);
+    g.timeout_ms = cmd->timeout_ms ? cmd->timeout_ms : machine_limit(t->m, COMMAND_TIMEOUT_MS);
+    struct step_result r = {0};
+    char how[160] = "";
+    int64_t pause = RETRY_FIRST_MS;
+    for (uint32_t tries = 1;; tries++) {
+        int rc = attempt(t, l, cmd, &g, &r, err);
+        if (rc < 0)
+            return fail_talk(t, l, i, title, err);
+        if (succeeded(&r))
+            break;
+        how_it_ended(&r, g.timeout_ms, how, sizeof(how));
+        if (tries > cmd->max_retries) {
+            if (cmd->max_retries)
+                (void)snprintf(how + strlen(how), sizeof(how) - strlen(how), " at attempt %u",
+                               tries);
+            rc = fail_command(b, l, i, title, how, err);
+            emit_step_end(&b->em, r.exit_code ? r.exit_code : 124, err);
+            return rc;
+        }
+        emit_note(&b->em,
+                  "attempt %u of %u %s; what it did is dropped, the next one begins in %lld s",
+                  tries, cmd->max_retries + 1, how, (long long)(pause / 1000));
+        if ((rc = session_pause(t->s, pause, err)) < 0)
+            return fail_talk(t, l, i, title, err);
+        pause = pause * 2 < RETRY_MOST_MS ? pause * 2 : RETRY_MOST_MS;
+    }
+    int rc = 0;
+    if (cmd->max_retries &&
+        ((rc = session_try_keep(t->s, err)) < 0 || (rc = run_starts_again(t, l, err)) < 0))
+        return fail_talk(t, l, i, title, err);
+    emit_step_end(&b->em, 0, NULL);
+    return 0;
+}
+
+int run_command(struct talk *t, const struct layer *l, size_t i, struct cb_error *err)
+{
+    switch (l->init_commands.v[i].type) {
+    case COMMAND_SHELL:
+    case COMMAND_EXEC: return run_program(t, l, i, err);
+    case COMMAND_ENV:
+    case COMMAND_WORKDIR:
+    case COMMAND_USER: return run_setting(t, l, i);
+    case COMMAND_START: return run_start(t, l, i, err);
+    case COMMAND_COPY:
+    case COMMAND_GCP_AUTH:
+    case COMMAND_TYPE_N: break;
+    }
+    return cb_fail(err, CB_E_BUG, "layer %s: a command that should have been refused", l->name);
+}

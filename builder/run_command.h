@@ -1,0 +1,23 @@
+/* run_command: one command of a layer in a builder that runs, by its type. Private to builder/. */
+#pragma once
+
+#include "builder/build_private.h"
+#include "builder/session.h"
+#include "builder/state.h"
+
+/* A build's talk with its machine. */
+struct talk {
+    struct build *b;
+    struct machine *m;
+    struct session *s;
+    int output_fd;
+    struct build_state state;
+};
+
+/* Command @i of layer @l, as a step. What it left running stays until the layer's end. */
+int run_command(struct talk *t, const struct layer *l, size_t i, struct cb_error *err);
+/* After a restack: what earlier commands of type start had started runs again. */
+int run_starts_again(struct talk *t, const struct layer *l, struct cb_error *err);
+/* When the machine itself ended, that is the reason, and its console says more than a closed
+ * stream: puts both into @err. Returns its code. */
+int talk_explain(struct talk *t, struct cb_error *err);

@@ -1,0 +1,266 @@
+/* Commands that may be tried again work on an upper of their own. What they leave must be what they
+ * would have left without one, and nothing when they are dropped; what `start` keeps goes on. */
+#include "builder/agent_fixture.h"
+
+static char *work, *image;
+
+/* Two scripts of one layer: the second one is what may be tried again. */
+struct pair {
+    const char *first, *second;
+};
+static const struct pair pairs[] = {
+    {"true", "true"},
+    {"echo a >/data/new", "echo b >>/data/new"},
+    {"echo a >/data/new", "rm /data/new"},
+    {"rm /data/one", "echo again >/data/one"},
+    {"rm /data/one", "mkdir /data/one; echo f >/data/one/f"},
+    {"rm -r /data/sub", "mkdir /data/sub; echo n >/data/sub/n"},
+    {"rm -r /data/sub", "echo file >/data/sub"},
+    {"rm -r /data/sub; mkdir /data/sub; echo n >/data/sub/n", "echo m >/data/sub/m"},
+    {"rm -r /data/sub; mkdir /data/sub; echo n >/data/sub/n", "rm -r /data/sub"},
+    {"rm -r /data/sub; mkdir /data/sub; echo n >/data/sub/n",
+     "rm -r /data/sub; mkdir /data/sub; echo m >/data/sub/m"},
+    {"mkdir -p /data/a/b/c; echo 1 >/data/a/b/c/f", "rm -r /data/a/b; echo 2 >/data/a/b"},
+    {"mkdir -p /data/a/b/c; echo 1 >/data/a/b/c/f", "rm -r /data/a; mkdir -p /data/a/b"},
+    {"mkdir -p /data/a/b/c; echo 1 >/data/a/b/c/f", "echo 2 >/data/a/b/c/g; chmod 700 /data/a/b"},
+    {"mkdir -p /data/a/b/c; echo 1 >/data/a/b/c/f", "mv /data/a /data/z"},
+    {"echo x >/data/sub/more", "rm -r /data/sub"},
+    {"chmod 700 /data/sub", "chmod 755 /data/sub; chown 5:6 /data/sub"},
+    {"chmod 600 /data/one", "chmod 644 /data/one; touch -d @1 /data/one"},
+    {"setfattr -n user.a -v 1 /data/sub; setfattr -n user.b -v 2 /data/sub",
+     "setfattr -x user.a /data/sub; setfattr -n user.c -v 3 /data/sub"},
+    {"ln -s one /data/l", "rm /data/l; mkdir /data/l; ln -s ../two /data/l/l"},
+    {"cd /data; echo h >a; ln a b", "cd /data; ln b c; rm a"}, /* writing would part the names */
+    {"mkfifo /data/p; mknod /data/d c 5 1", "rm /data/p /data/d; mkfifo /data/d; touch /data/p"},
+    {"rm -r /opaque/x", "mkdir -p /opaque/x/y; echo 1 >/opaque/x/y/z"},
+    {"rm -r /opaque", "mkdir /opaque; mkdir /opaque/x"},
+    {"rm /etc/resolv.conf", "echo nameserver 192.0.2.1 >/etc/resolv.conf"},
+    {"for i in $(seq 40); do mkdir -p /data/t/$i/$i; echo $i >/data/t/$i/$i/f; done",
+     "for i in $(seq 1 2 40); do rm -r /data/t/$i; done; for i in $(seq 1 4 40); do "
+     "mkdir /data/t/$i; done"},
+};
+
+static void start(struct agent_fixture *f)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    static int n;
+    CB_AUTO_FREE char *dir = cb_xasprintf("%s/case-%d", work, n++);
+    assert_ok(cb_mkdir_p(dir, 0755, &err), &err);
+    fixture_start(f, dir, image, AGENT_NATIVE);
+    CB_AUTO_STRV env = {0};
+    const struct guest_setup g = {.hostname = "capsule",
+                                  .image_env = &env,
+                                  .image_user = "",
+                                  .image_workdir = "/",
+                                  .dns = "10.0.2.3"};
+    assert_ok(session_setup(f->s, &g, &err), &err);
+    fixture_layer(f);
+}
+
+static void run(struct agent_fixture *f, const char *script)
+{
+    struct step_result r = fixture_run(f, script);
+    if (r.exit_code != 0)
+        fail_msg("%s: exit %d: %s", script, r.exit_code, f->err.data ? f->err.data : "");
+}
+
+static void try_again(struct agent_fixture *f)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    assert_ok(session_try(f->s, &err), &err);
+}
+
+static void keep(struct agent_fixture *f)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    assert_ok(session_try_keep(f->s, &err), &err);
+}
+
+#define LOOK "cd / && find data opaque etc -printf '%M %U:%G %p %l %s\\n' | grep -v ' 4096$' | sort"
+
+/* What the layer shows, and its diff; one agent at a time: a second one would hold the first one's
+ * stream open. Owned. */
+static char *outcome(const struct pair *p, bool tries)
+{
+    struct agent_fixture f;
+    start(&f);
+    run(&f, p->first);
+    if (tries) {
+        try_again(&f);
+        run(&f, "rm -rf /data /opaque /etc/passwd; mkdir /data; echo half >/data/done");
+        try_again(&f); /* what the first attempt did is gone */
+    }
+    run(&f, p->second);
+    if (tries)
+        keep(&f);
+    cb_buf_clear(&f.out);
+    run(&f, LOOK);
+    CB_AUTO_FREE char *diff = fixture_diff(&f);
+    char *text = cb_xasprintf("%s%s", f.out.data, diff);
+    fixture_stop(&f);
+    return text;
+}
+
+static void test_what_is_kept_is_what_would_have_been_there(void **state)
+{
+    (void)state;
+    int failed = 0;
+    for (size_t i = 0; i < sizeof(pairs) / sizeof(pairs[0]); i++) {
+        CB_AUTO_FREE char *want = outcome(&pairs[i], false);
+        CB_AUTO_FREE char *got = outcome(&pairs[i], true);
+        if (strcmp(want, got) != 0) {
+            print_error("%s | %s:\n--- without a try\n%s--- with one\n%s---\n", pairs[i].first,
+                        pairs[i].second, want, got);
+            failed++;
+        }
+    }
+    assert_int_equal(failed, 0);
+}
+
+static void test_many_tries_in_many_layers(void **state)
+{
+    (void)state;
+    struct agent_fixture f;
+    start(&f);
+    for (int l = 0; l < 12; l++) {
+        CB_AUTO_BUF want = CB_BUF_INIT(4096);
+        (void)cb_buf_adds(&want, "dir 0755 0:0 data\n");
+        for (int c = 0; c < 4; c++) {
+            CB_AUTO_FREE char *script = cb_xasprintf("test $(ls /data | grep -c ^f-) = %d && "
+                                                     "echo %d >/data/f-%02d-%d",
+                                                     l * 4 + c, c, l, c);
+            try_again(&f);
+            run(&f, script);
+            keep(&f);
+            (void)cb_buf_addf(&want, "file 0644 0:0 data/f-%02d-%d '%d'\n", l, c, c);
+        }
+        CB_AUTO_FREE char *diff = fixture_diff(&f);
+        assert_string_equal(diff, want.data);
+        if (l < 11)
+            fixture_layer(&f);
+    }
+    fixture_stop(&f);
+}
+
+static void test_order_is_kept(void **state)
+{
+    (void)state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct agent_fixture f;
+    struct guest_diff d;
+    start(&f);
+    assert_fails(session_try_keep(f.s, &err), &err, CB_E_BUG, "TRY_KEEP out of order");
+    cb_error_clear(&err);
+    try_again(&f);
+    assert_fails(session_layer_end(f.s, &d, &err), &err, CB_E_BUG, "LAYER_END out of order");
+    fixture_stop(&f);
+}
+
+static int started(struct agent_fixture *f, const char *script, uint32_t step,
+                   struct step_result *r)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    const struct guest_step g = {.step = step, .script = script};
+    int rc = session_start(f->s, &g, 200, r, &err);
+    assert_ok(rc, &err);
+    return rc;
+}
+
+static void test_what_was_started_goes_on(void **state)
+{
+    (void)state;
+    struct agent_fixture f;
+    struct step_result r = {0};
+    start(&f);
+    assert_int_equal(started(&f,
+                             "echo began; trap 'echo over; exit 3' TERM; echo $$ >/run/pid; "
+                             "while :; do sleep 0.05; done",
+                             7, &r),
+                     1);
+    assert_string_equal(f.out.data, "began\n");
+    run(&f, "kill -0 $(cat /run/pid)");
+    run(&f, "kill $(cat /run/pid); while kill -0 $(cat /run/pid) 2>/dev/null; do sleep 0.02; done");
+    run(&f, "true"); /* its end came before this one's */
+    assert_non_null(f.notes.data);
+    assert_non_null(strstr(f.notes.data, "which was started, ended with exit code 3"));
+    assert_non_null(strstr(f.notes.data, "over"));
+    fixture_stop(&f);
+}
+
+static void test_what_ends_at_once_did_not_start(void **state)
+{
+    (void)state;
+    struct agent_fixture f;
+    struct step_result r = {0};
+    start(&f);
+    assert_int_equal(started(&f, "echo no >&2; exit 9", 3, &r), 0);
+    assert_int_equal(r.exit_code, 9);
+    assert_string_equal(f.err.data, "no\n");
+    assert_int_equal(started(&f, "/no/such/program", 4, &r), 0);
+    assert_int_equal(r.exit_code, 127);
+    fixture_stop(&f);
+}
+
+static void test_a_step_has_its_own_user_and_folder(void **state)
+{
+    (void)state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct agent_fixture f;
+    struct step_result r;
+    struct config_pair one[] = {{(char[]){"A"}, (char[]){"1"}}, {(char[]){"B"}, (char[]){"1"}}};
+    struct config_pair two[] = {{(char[]){"B"}, (char[]){"2"}}};
+    const struct config_pairs env = {.v = one, .n = 2}, over = {.v = two, .n = 1};
+    start(&f);
+    struct guest_step g = {.step = 5,
+                           .script = "echo $(id -u) $(pwd) $A $B",
+                           .env = &env,
+                           .over_env = &over,
+                           .user = "12:34",
+                           .workdir = "/srv/new"};
+    assert_ok(session_step(f.s, &g, &r, &err), &err);
+    assert_string_equal(f.out.data, "12 /srv/new 1 2\n");
+    g.as_root = true;
+    cb_buf_clear(&f.out);
+    assert_ok(session_step(f.s, &g, &r, &err), &err);
+    assert_string_equal(f.out.data, "0 /srv/new 1 2\n");
+    fixture_stop(&f);
+}
+
+static int make_work(void **state)
+{
+    (void)state;
+    const char *base = getenv("TMPDIR");
+    work = cb_xasprintf("%s/cb-try-XXXXXX", base ? base : "/tmp");
+    if (!mkdtemp(work))
+        return -1;
+    image = cb_xasprintf("%s/image", work);
+    fixture_make_image(image);
+    return 0;
+}
+
+static int remove_work(void **state)
+{
+    (void)state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    int rc = cb_remove_tree(work, &err);
+    free(work);
+    free(image);
+    return rc;
+}
+
+int main(void)
+{
+    if (geteuid() != 0) {
+        (void)fprintf(stderr, "needs root: namespaces and overlay mounts\n");
+        return 77;
+    }
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_what_is_kept_is_what_would_have_been_there),
+        cmocka_unit_test(test_many_tries_in_many_layers),
+        cmocka_unit_test(test_order_is_kept),
+        cmocka_unit_test(test_what_was_started_goes_on),
+        cmocka_unit_test(test_what_ends_at_once_did_not_start),
+        cmocka_unit_test(test_a_step_has_its_own_user_and_folder),
+    };
+    return cmocka_run_group_tests_name("try", tests, make_work, remove_work);
+}
