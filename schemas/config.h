@@ -58,7 +58,8 @@ struct command {
     struct cb_strv allowed_files;
     struct config_pairs env_variables;
     char *name;
-    char *user, *workdir; /* of what a finished image runs; not in a config, where a layer has them */
+    char *user,
+        *workdir; /* of what a finished image runs; not in a config, where a layer has them */
     struct cb_loc loc;
 };
 struct commands {

@@ -38,29 +38,29 @@ static void test_golden_values(void **state)
     struct workload_config *c = parse(base);
     struct cb_digest declared[2], manifest, request;
     keys_declared(c, declared);
-    assert_hex(&declared[0], "5bc280385299eb48194fb8972f6a990c026d9bb9d577551c78cd3bb6dc8fa4db");
-    assert_hex(&declared[1], "b5a951a6295854bb7156c4d15a96ef71b938cb174223183e3d6bf393303eb674");
+    assert_hex(&declared[0], "ada07a73c39a2ee9492b97f24ad1789214d482c16061c0878f508e2a431394d6");
+    assert_hex(&declared[1], "c7f5ef433d789f086439159472a3b4cf65b8f83812dcdb743d1a022cd0cf8bcb");
     char key[WORKLOAD_KEY_LEN + 1];
     keys_workload(c, key);
-    assert_string_equal(key, "fdec0c5db53ba4b8");
+    assert_string_equal(key, "a164020b24c5ea31");
     cb_sha256("manifest", 8, &manifest);
     struct cache_key platform = {0}, layer = {0}, template = {0};
     keys_cache_base(&manifest, "amd64", &platform);
     assert_hex(&platform.digest,
-               "586b4103492df3f74d141c54644481c2df3c851f8736de7dcf9c0f8a205f5b41");
+               "3d29baa20915cac50a3a24ccecbaa9b3737184df806ac386b95b7cd6ee863498");
     keys_cache_layer(c, &c->layers[0], &platform.digest, &layer);
     assert_string_equal(
         layer.inputs,
         "{\"commands\":[{\"script\":\"apt-get "
         "update\"},{\"args\":[\"true\"],\"run_as_root\":true}],"
         "\"env\":{\"A\":\"\xc3\xbc\\n\\\"\",\"B\":\"2\"},"
-        "\"parent\":\"sha256:586b4103492df3f74d141c54644481c2df3c851f8736de7dcf9c0f8a205f5b41\","
-        "\"platform_version\":1,\"runner_user\":\"app\"}");
-    assert_hex(&layer.digest, "f66c770bd67abc7b18af43fa32ecfe712257e4726522ddcfe2c764040a7a39ab");
+        "\"parent\":\"sha256:3d29baa20915cac50a3a24ccecbaa9b3737184df806ac386b95b7cd6ee863498\","
+        "\"platform_version\":2,\"runner_user\":\"app\"}");
+    assert_hex(&layer.digest, "51e40026a6b45de30bacdd612961226abb186316ae145635abed6556f20217e4");
     struct template_inputs in = {.last_cache = layer.digest, .size_bytes_asked = 1};
     keys_template(c, &in, &template);
     assert_hex(&template.digest,
-               "47ed26aee5876880ef9bf6ed626d8bea8b9069959319c68e7c1c3bb0af2bc81a");
+               "0471263f5bfb1cdf085b08a1c6515008d8fc74f083771c825a9b5169d96f1569");
     keys_request(c, "{\"force\":true}", &request);
     assert_hex(&request, "44c64b0af376b5e3d92ee36c4d171eb376e4f17aac7b2a336ff992fe03ae02e2");
     cache_key_release(&platform);
