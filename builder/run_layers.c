@@ -220,7 +220,7 @@ static int start_machine(struct talk *t, const char *lower, struct cb_error *err
         .output = output,
         .vcpus = tier_vcpus(b->c->tier),
         .memory_mib = tier_memory_mib(b->c->tier) < 2048 ? 2048 : tier_memory_mib(b->c->tier),
-        .network = true,
+        .network = !config_without_network(b->c),
         .allow_host_network = b->settings->allow_host_network,
         .kernel = b->kernel.image,
         .initramfs = b->initramfs,

@@ -120,6 +120,12 @@ static void layer_release(struct layer *l)
     loc_release(&l->loc);
 }
 
+void config_note_release(struct config_note *n)
+{
+    free(n->field);
+    loc_release(&n->loc);
+}
+
 void config_free(struct workload_config *c)
 {
     if (!c)
@@ -133,10 +139,8 @@ void config_free(struct workload_config *c)
     free(c->start.run_as);
     commands_release(&c->boot_commands);
     free(c->healthcheck.command);
-    for (size_t i = 0; i < c->n_unsupported; i++) {
-        free(c->unsupported[i].field);
-        loc_release(&c->unsupported[i].loc);
-    }
+    for (size_t i = 0; i < c->n_unsupported; i++)
+        config_note_release(&c->unsupported[i]);
     free(c->unsupported);
     char *const texts[] = {c->file,
                            c->display_name,

@@ -234,6 +234,9 @@ void drive_label(const struct drive *d, char *label);
 /* As given, else /drives/DRIVE_ID. Owned. */
 char *drive_mount_path(const struct drive *d);
 /* The size of the drive at /workspace: as given, else 50; 0 when a layer declares a drive. */
+/* Do commands get a loopback and no other network? `network_policy_preset: none`, and nothing that
+ * takes back a part of it (a policy of one's own, a command's `allowed_hosts`, a task). */
+bool config_without_network(const struct workload_config *c);
 uint32_t config_workspace_size_gb(const struct workload_config *c);
 /* For the reader: makes absent what says its default. */
 void config_forget_defaults(struct workload_config *c);

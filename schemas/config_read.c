@@ -519,6 +519,23 @@ static bool is_full(const struct doc_node *root)
     return beside;
 }
 
+/* `open` is what a build has anyway, and `none` is acted on where nothing widens it. */
+static void drop_preset_note(struct workload_config *c)
+{
+    const char *preset = c->network_policy_preset;
+    if (!preset || (!config_without_network(c) && strcmp(preset, "open") != 0))
+        return;
+    for (size_t i = 0; i < c->n_unsupported; i++) {
+        if (strcmp(c->unsupported[i].field, "network_policy_preset") != 0)
+            continue;
+        config_note_release(&c->unsupported[i]);
+        memmove(&c->unsupported[i], &c->unsupported[i + 1],
+                (c->n_unsupported - i - 1) * sizeof(c->unsupported[i]));
+        c->n_unsupported--;
+        return;
+    }
+}
+
 void config_read(struct reader *r, struct workload_config *c)
 {
     const struct doc_node *root = r->doc->root;
@@ -532,6 +549,7 @@ void config_read(struct reader *r, struct workload_config *c)
         (void)read_map(r, NULL, root, top_fields, c);
     else
         (void)read_workload(r, NULL, root, NULL, c);
+    drop_preset_note(c);
     if (c->n_unsupported)
         qsort(c->unsupported, c->n_unsupported, sizeof(*c->unsupported), compare_notes);
 }

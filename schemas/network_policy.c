@@ -256,3 +256,27 @@ int network_policy_parse(const char *text, size_t len, const char *name, struct 
         *out = p;
     return rc;
 }
+
+static bool names_hosts(const struct commands *l)
+{
+    for (size_t i = 0; i < l->n; i++)
+        if (l->v[i].allowed_hosts.n)
+            return true;
+    return false;
+}
+
+bool config_without_network(const struct workload_config *c)
+{
+    if (!c->network_policy_preset || strcmp(c->network_policy_preset, "none") != 0 ||
+        c->network_policy || c->task)
+        return false;
+    for (size_t i = 0; i < c->n_layers; i++) {
+        const struct layer *l = &c->layers[i];
+        if (names_hosts(&l->init_commands) || names_hosts(&l->refresh_commands))
+            return false;
+        for (size_t k = 0; k < l->n_drives; k++)
+            if (names_hosts(&l->drives[k].commands))
+                return false;
+    }
+    return true;
+}

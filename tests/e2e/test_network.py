@@ -20,6 +20,21 @@ timeout 60 bash -c "exec 3<>/dev/tcp/MIRROR/80" && echo "the network: yes"
 """
 
 
+NONE = r"""
+try() {
+    local why; why=$(mktemp)
+    if timeout 10 bash -c "exec 3<>/dev/tcp/$1/$2" 2>"$why"; then echo "$1:$2 REACHED"
+    else echo "$1:$2 no: $(tr '\n' ' ' <"$why")"; fi
+}
+for host in MIRROR 10.0.2.2 10.0.2.3 1.1.1.1 169.254.169.254; do try $host 80 & done
+wait
+echo interfaces: $(sed -n 's/^ *\([^ :]*\):.*/\1/p' /proc/net/dev)
+if timeout 60 getent hosts MIRROR >/dev/null; then echo resolves: REACHED; else echo resolves: no; fi
+perl -MSocket -e 'socket(S, PF_INET, SOCK_STREAM, 0) && bind(S, sockaddr_in(8080, INADDR_LOOPBACK)) && listen(S, 1) &&
+    socket(C, PF_INET, SOCK_STREAM, 0) && connect(C, sockaddr_in(8080, INADDR_LOOPBACK)) && print "loopback: yes\n"'
+"""
+
+
 class Network:
     builder = None
 
@@ -35,6 +50,20 @@ class Network:
         self.assertEqual(listener.seen, 0, out)
         self.assertIn("the network: yes", out)
         self.assertEqual(out.count(" no: "), 11, out)
+
+
+    def test_none_leaves_a_loopback(self):
+        script = NONE.replace("MIRROR", mirror_host())
+        config = self.home.config(
+            "none", [("probe", [{"args": ["bash", "-c", script]}])], config={"network_policy_preset": "none"}
+        )
+        got = self.ok(self.home.build(config, "--isolation", self.builder, "--no-boot-check"))
+        out = got.output("probe")
+        self.assertNotIn("REACHED", out)
+        self.assertEqual(out.count(" no: "), 5, out)
+        self.assertIn("interfaces: lo\n", out)
+        self.assertIn("resolves: no\n", out)
+        self.assertIn("loopback: yes\n", out)
 
 
 class NetworkContainer(Network, E2E):

@@ -322,6 +322,27 @@ static void test_what_is_not_acted_on_is_named_once(void **state)
     assert_string_equal(c->unsupported[3].field, "session");
     assert_string_equal(c->hosts, "{\"machine_type\":\"n2-standard-64\",\"min_count\":2}");
     config_free(c);
+    static const struct {
+        const char *config, *command;
+        size_t notes;
+        bool without;
+    } nets[] = {
+        {"network_policy_preset: none", "x", 0, true},
+        {"network_policy_preset: open", "x", 0, false},
+        {"network_policy_preset: packages-only", "x", 1, false},
+        {"network_policy_preset: none", "{args: [x], allowed_hosts: [a.example]}", 2, false},
+        {"network_policy_preset: none, network_policy: {default: deny}", "x", 2, false},
+        {"ttl: 0", "x", 0, false},
+    };
+    for (size_t i = 0; i < sizeof(nets) / sizeof(nets[0]); i++) {
+        CB_AUTO_FREE char *text = cb_xasprintf(
+            "base_image: debian\nconfig: {%s}\nlayers: [{name: a, init_commands: [%s]}]",
+            nets[i].config, nets[i].command);
+        c = parse(text);
+        assert_int_equal(c->n_unsupported, nets[i].notes);
+        assert_int_equal(config_without_network(c), nets[i].without);
+        config_free(c);
+    }
     c = parse("base_image: debian\nconfig: {ttl: 0, auto_pause: false, init: agent}\n"
               "layers: [{name: a, init_commands: [x], drives: []}]");
     assert_int_equal(c->n_unsupported, 0);
