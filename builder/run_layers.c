@@ -195,6 +195,23 @@ static int make_sparse(const char *path, uint64_t size, int *fd_out, struct cb_e
     return 0;
 }
 
+/* What commands start with: how to get out of here (`proxy` of the settings), then what the image
+ * says, which wins. It goes to the guest alone: no image and no key has it. */
+static void command_env(const struct build *b, struct cb_strv *env)
+{
+    static const char *const names[] = {"http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"};
+    const struct cb_strv *image = &b->base.config.env;
+    if (b->settings->proxy) {
+        const char *no = getenv("no_proxy"); /* settings_export() sees to it */
+        for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+            cb_strv_addf(env, "%s=%s", names[i], b->settings->proxy);
+        cb_strv_addf(env, "no_proxy=%s", no ? no : "localhost,127.0.0.1,::1");
+        cb_strv_addf(env, "NO_PROXY=%s", no ? no : "localhost,127.0.0.1,::1");
+    }
+    for (size_t i = 0; i < image->n; i++)
+        cb_strv_add(env, image->v[i]);
+}
+
 static int start_machine(struct talk *t, const char *lower, struct cb_error *err)
 {
     struct build *b = t->b;
@@ -233,9 +250,11 @@ static int start_machine(struct talk *t, const char *lower, struct cb_error *err
     rc = saved_start(b->settings, driver, &boot, &spec, &cb, &t->m, &t->s, err);
     if (rc < 0)
         return t->m ? talk_explain(t, err) : rc;
+    CB_AUTO_STRV env = {0};
+    command_env(b, &env);
     struct guest_setup g = {
         .hostname = BUILD_HOSTNAME,
-        .image_env = &b->base.config.env,
+        .image_env = &env,
         .image_user = b->base.config.user ? b->base.config.user : "",
         .image_workdir = b->base.config.workdir ? b->base.config.workdir : "/",
         .runner_user = b->c->runner_user,

@@ -66,6 +66,22 @@ class Network:
         self.assertIn("loopback: yes\n", out)
 
 
+    def test_the_proxy_reaches_commands_and_nothing_else(self):
+        proxy = "http://proxy.example:3128"
+        env = {"CAPSULE_BUILD_PROXY": proxy, "no_proxy": "here.example"}
+        show = "env | grep -i _proxy | sort"
+        layers = [("probe", [show]), ("own", [{"args": ["bash", "-c", show], "env_variables": {"http_proxy": "http://mine"}}])]
+        config = self.home.config("proxied", layers)
+        got = self.ok(self.home.build(config, "--isolation", self.builder, "--no-boot-check", env=env))
+        all_of = [f"{n}={proxy}" for n in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")]
+        all_of += ["no_proxy=here.example", "NO_PROXY=here.example"]
+        self.assertEqual(sorted(got.output("probe").split()), sorted(all_of))
+        self.assertIn("http_proxy=http://mine\n", got.output("own"))
+        self.assertNotIn("proxy", str(self.home.manifest("proxied")["default_env"]).lower())
+        got = self.ok(self.home.build(config, "--isolation", self.builder, "--no-boot-check"))
+        self.assertEqual(got.output("probe"), "")  # the key is the same: cached
+
+
 class NetworkContainer(Network, E2E):
     builder = "container"
 
