@@ -298,8 +298,10 @@ struct index_reader *index_open(struct store *s, const struct cb_digest *diff_id
     x->fd = cb_take_fd(&fd);
     x->buffer = cb_xmalloc(BUFFER);
     cb_buf_init(&x->record, RECORD_MAX + 1);
-    if (is_sound(x, diff_id))
+    if (is_sound(x, diff_id)) {
+        store_touch(s, rel);
         return x;
+    }
     index_free(x);
     (void)unlinkat(s->root, rel, 0);
     return NULL;

@@ -1,7 +1,6 @@
-#include "layers/layer_places.h"
+#include "layers/layer_places_private.h"
 
 #include "layers/ext4_private.h"
-#include "layers/store_private.h"
 #include "support/cleanup.h"
 #include "support/file.h"
 #include "support/mem.h"
@@ -14,8 +13,6 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 
-#define FOLDER "layers"
-#define SPANS_MAX ((size_t)1 << 18) /* 8 MiB; one file's data after the other is one span */
 /* What may be saved of an image's bytes before they become holes: a part, and a little more. */
 #define REST_PART 20u
 #define REST_FREE 256u
@@ -27,29 +24,12 @@ struct span {
     uint32_t count;
     uint32_t file; /* IMAGE, REST, or LOST: it is nowhere any more */
 };
-enum { IMAGE, REST, FILES, LOST = FILES, KINDS };
-
-struct file_id {
-    uint64_t ino, size; /* zeros: there is none */
-};
-
-struct head {
-    char magic[16];
-    struct cb_digest diff_id;
-    uint32_t folder, zero;
-    struct cb_digest name;
-    struct file_id files[FILES];
-    uint64_t spans;
-    struct cb_digest body; /* SHA-256 of them */
-};
-static const char magic[] = "capsule places 1";
-static const char *const folders[PREFIX_FOLDER_N] = {"images", "lowers"};
 
 static char *layer_rel(const struct cb_digest *diff_id, const char *what)
 {
     char hex[CB_HEX_LEN + 1];
     cb_digest_hex(diff_id, hex);
-    return cb_xasprintf(FOLDER "/%s.%s", hex, what);
+    return cb_xasprintf(PLACES_FOLDER "/%s.%s", hex, what);
 }
 
 /* ---- while an image is made ---- */
@@ -212,7 +192,7 @@ static void add_piece(struct kept *l, const struct piece *p)
         last->count += p->count;
         return;
     }
-    if (l->n == SPANS_MAX) {
+    if (l->n == PLACES_SPANS_MAX) {
         l->odd = true;
         return;
     }
@@ -297,22 +277,11 @@ void places_end(struct places *p)
     p->open = false;
 }
 
-static int image_open(struct store *s, const struct head *h, struct stat *st)
-{
-    char hex[CB_HEX_LEN + 1];
-    cb_digest_hex(&h->name, hex);
-    CB_AUTO_FREE char *rel = cb_xasprintf("%s/%s.ext4", folders[h->folder], hex);
-    CB_AUTO_FD fd = openat(s->root, rel, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0 || flock(fd, LOCK_SH | LOCK_NB) < 0 || fstat(fd, st) < 0 || !S_ISREG(st->st_mode))
-        return -1;
-    return cb_take_fd(&fd);
-}
-
-static void put_layer(struct places *p, struct kept *l, struct head *h)
+static void put_layer(struct places *p, struct kept *l, struct places_head *h)
 {
     CB_AUTO_FREE char *rel = layer_rel(&l->diff_id, "places");
     CB_AUTO_FREE char *rest = layer_rel(&l->diff_id, "rest");
-    CB_AUTO_BUF all = CB_BUF_INIT(sizeof(*h) + SPANS_MAX * sizeof(struct span));
+    CB_AUTO_BUF all = CB_BUF_INIT(sizeof(*h) + PLACES_SPANS_MAX * sizeof(struct span));
     struct stat st;
     h->files[REST] = (struct file_id){0, 0};
     if (l->rest_blocks > 0) {
@@ -338,10 +307,10 @@ static void put_layer(struct places *p, struct kept *l, struct head *h)
 
 void places_put(struct places *p, enum prefix_folder folder, const struct cb_digest *name)
 {
-    struct head h = {.folder = folder, .name = *name};
+    struct places_head h = {.folder = folder, .name = *name};
     struct stat st;
-    memcpy(h.magic, magic, sizeof(h.magic));
-    CB_AUTO_FD fd = image_open(p->store, &h, &st);
+    memcpy(h.magic, PLACES_MAGIC, sizeof(h.magic));
+    CB_AUTO_FD fd = places_open_image(p->store, &h, &st);
     if (fd < 0)
         return;
     h.files[IMAGE] = (struct file_id){st.st_ino, (uint64_t)st.st_size};
@@ -368,17 +337,8 @@ void place_free(struct place_reader *r)
     free(r);
 }
 
-static int read_head(int fd, struct head *h)
-{
-    if (cb_pread_all(fd, h, sizeof(*h), 0, NULL) < 0 ||
-        memcmp(h->magic, magic, sizeof(h->magic)) != 0 || h->folder >= PREFIX_FOLDER_N ||
-        h->spans > SPANS_MAX)
-        return -1;
-    return 0;
-}
-
 /* All blocks of the layer, one after the other, inside their files. */
-static bool spans_fit(const struct place_reader *r, const struct head *h, uint64_t blocks,
+static bool spans_fit(const struct place_reader *r, const struct places_head *h, uint64_t blocks,
                       bool whole)
 {
     uint64_t stream = 0;
@@ -397,10 +357,10 @@ static bool spans_fit(const struct place_reader *r, const struct head *h, uint64
 static bool load(struct store *s, int fd, const struct cb_digest *diff_id, uint64_t blocks,
                  bool whole, struct place_reader *r)
 {
-    struct head h;
+    struct places_head h;
     struct stat st;
     struct cb_digest sum;
-    if (read_head(fd, &h) < 0 || !cb_digest_eq(&h.diff_id, diff_id))
+    if (!places_read_head(fd, &h) || !cb_digest_eq(&h.diff_id, diff_id))
         return false;
     r->n = (size_t)h.spans;
     r->v = cb_xcalloc(r->n + 1, sizeof(*r->v));
@@ -409,7 +369,7 @@ static bool load(struct store *s, int fd, const struct cb_digest *diff_id, uint6
     cb_sha256(r->v, r->n * sizeof(*r->v), &sum);
     if (!cb_digest_eq(&sum, &h.body) || !spans_fit(r, &h, blocks, whole))
         return false;
-    r->fd[IMAGE] = image_open(s, &h, &st);
+    r->fd[IMAGE] = places_open_image(s, &h, &st);
     if (r->fd[IMAGE] < 0 || st.st_ino != h.files[IMAGE].ino ||
         (uint64_t)st.st_size != h.files[IMAGE].size)
         return false;
@@ -419,6 +379,7 @@ static bool load(struct store *s, int fd, const struct cb_digest *diff_id, uint6
         return true;
     CB_AUTO_FREE char *rest = layer_rel(diff_id, "rest");
     r->fd[REST] = openat(s->root, rest, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    store_touch(s, rest);
     return r->fd[REST] >= 0 && fstat(r->fd[REST], &st) == 0 && st.st_ino == h.files[REST].ino &&
            (uint64_t)st.st_size == h.files[REST].size;
 }
@@ -432,8 +393,10 @@ struct place_reader *place_open(struct store *s, const struct cb_digest *diff_id
         return NULL;
     struct place_reader *r = cb_xcalloc(1, sizeof(*r));
     r->fd[IMAGE] = r->fd[REST] = -1;
-    if (load(s, fd, diff_id, blocks, whole, r))
+    if (load(s, fd, diff_id, blocks, whole, r)) {
+        store_touch(s, rel);
         return r;
+    }
     place_free(r);
     return NULL;
 }
@@ -450,33 +413,4 @@ uint64_t place_find(struct place_reader *r, uint64_t stream, int *fd, uint64_t *
     *fd = v->file == LOST ? -1 : r->fd[v->file];
     *block = v->block + (stream - v->stream);
     return v->count - (stream - v->stream);
-}
-
-/* ---- cleaning ---- */
-
-static void remove_layer(struct store *s, const char *name, size_t stem)
-{
-    static const char *const kinds[] = {"places", "rest", "index"};
-    for (size_t i = 0; i < sizeof(kinds) / sizeof(*kinds); i++) {
-        CB_AUTO_FREE char *rel = cb_xasprintf(FOLDER "/%.*s.%s", (int)stem, name, kinds[i]);
-        (void)unlinkat(s->root, rel, 0);
-    }
-}
-
-void places_trim(struct store *s)
-{
-    CB_AUTO_FREE char *folder = cb_xasprintf("%s/" FOLDER, s->dir);
-    CB_AUTO_DIR d = opendir(folder);
-    for (struct dirent *e; d && (e = readdir(d)) != NULL;) {
-        const char *dot = strchr(e->d_name, '.');
-        struct head h;
-        struct stat st;
-        if (!dot || dot == e->d_name || strcmp(dot, ".places") != 0)
-            continue;
-        CB_AUTO_FD fd = openat(dirfd(d), e->d_name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-        bool good = fd >= 0 && read_head(fd, &h) == 0;
-        CB_AUTO_FD image = good ? image_open(s, &h, &st) : -1;
-        if (image < 0 || st.st_ino != h.files[IMAGE].ino)
-            remove_layer(s, e->d_name, (size_t)(dot - e->d_name));
-    }
 }

@@ -1,5 +1,6 @@
 #include "layers/store_inventory.h"
 
+#include "layers/layer_places.h"
 #include "layers/prefix.h"
 #include "support/cleanup.h"
 #include "support/clock.h"
@@ -230,6 +231,7 @@ static int collect(struct store *s, const struct gc_options *o, struct gc_report
     if (rc == 0 && !o->dry_run) {
         rc = take_all(&inv, err);
         prefix_trim(s);
+        places_trim(s);
     }
     inventory_release(&inv);
     return rc;

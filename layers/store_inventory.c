@@ -12,11 +12,12 @@
 static const struct {
     const char *name, *folder, *suffix; /* suffix behind 64 hex digits; NULL: any name */
 } kinds[STORE_KIND_N] = {
-    [STORE_BLOBS] = {"blobs", "blobs/sha256", ""},   [STORE_CHUNKS] = {"chunks", "chunks", ".zst"},
-    [STORE_IMAGES] = {"images", "images", ".ext4"},  [STORE_MAPS] = {"maps", "images", ".chunks"},
-    [STORE_LOWERS] = {"lowers", "lowers", ".ext4"},  [STORE_VERSIONS] = {"versions", NULL, NULL},
-    [STORE_RECORDS] = {"records", "cache", ".json"}, [STORE_NOTES] = {"notes", "refs", ".json"},
-    [STORE_PARTIALS] = {"partials", "partial", ""},  [STORE_DAMAGED] = {"damaged", "damaged", NULL},
+    [STORE_BLOBS] = {"blobs", "blobs/sha256", ""},  [STORE_CHUNKS] = {"chunks", "chunks", ".zst"},
+    [STORE_IMAGES] = {"images", "images", ".ext4"}, [STORE_MAPS] = {"maps", "images", ".chunks"},
+    [STORE_LOWERS] = {"lowers", "lowers", ".ext4"}, [STORE_INDEXES] = {"indexes", "layers", NULL},
+    [STORE_VERSIONS] = {"versions", NULL, NULL},    [STORE_RECORDS] = {"records", "cache", ".json"},
+    [STORE_NOTES] = {"notes", "refs", ".json"},     [STORE_PARTIALS] = {"partials", "partial", ""},
+    [STORE_DAMAGED] = {"damaged", "damaged", NULL},
 };
 
 const char *store_kind_name(enum store_kind kind)

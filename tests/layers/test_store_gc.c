@@ -347,6 +347,62 @@ static void test_df_tells_own_from_shared(void **state)
     df_report_release(&r);
 }
 
+/* What is known of layers (layers/HEX.index and the like) is counted, and goes when room is needed:
+ * a layer is inflated again without it. */
+static void test_indexes_of_layers_are_counted_and_go(void **state)
+{
+    struct store_fixture *f = *state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct df_report d;
+    struct gc_report r;
+    build(f, "one", 1);
+    CB_AUTO_FREE char *noise = cb_xcalloc(1, 64 << 10);
+    memset(noise, 'x', 64 << 10);
+    static const char *const ends[] = {"index", "places", "rest"};
+    char rel[3][96];
+    for (int i = 0; i < 3; i++) {
+        (void)snprintf(rel[i], sizeof(rel[i]), "layers/%064d.%s", i, ends[i]);
+        CB_AUTO_FREE char *path = cb_xasprintf("%s/%s", f->dir, rel[i]);
+        assert_ok(cb_write_file(path, noise, 64 << 10, 0600, &err), &err);
+    }
+    assert_ok(store_df(f->store, &d, &err), &err);
+    assert_int_equal(d.kinds[STORE_INDEXES].n, 3);
+    assert_int_equal(d.kinds[STORE_INDEXES].bytes, 3 * (64 << 10));
+    assert_true(d.cached >= d.kinds[STORE_INDEXES].bytes);
+    df_report_release(&d);
+    struct gc_options o = {.max_bytes = bytes_now(f) - 1, .dry_run = true};
+    for (int i = 0; i < 3; i++)
+        used_at(f, rel[i], 1000 * (i + 1));
+    gc(f, &o, &r);
+    assert_int_equal(r.removed[STORE_INDEXES].n, 1);
+    assert_int_equal(removed(&r), 1);
+    gc_report_release(&r);
+    o.dry_run = false;
+    gc(f, &o, &r);
+    assert_int_equal(r.removed[STORE_INDEXES].n, 1);
+    gc_report_release(&r);
+    assert_false(there(f, rel[0]));
+    assert_false(there(f, rel[1])); /* a record of an image that is not there */
+    assert_true(there(f, rel[2]));
+    o.max_bytes = 1;
+    gc(f, &o, &r);
+    assert_int_equal(r.removed[STORE_INDEXES].n, 1);
+    gc_report_release(&r);
+    assert_int_equal(store_entries(f, "layers"), 0);
+    assert_good(f);
+}
+
+static void test_every_kind_has_a_word(void **state)
+{
+    (void)state;
+    for (int a = 0; a < STORE_KIND_N; a++) {
+        assert_non_null(store_kind_name((enum store_kind)a));
+        for (int b = 0; b < a; b++)
+            assert_string_not_equal(store_kind_name((enum store_kind)a),
+                                    store_kind_name((enum store_kind)b));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -357,6 +413,8 @@ int main(void)
         test_in_store(test_notes_keep_what_they_name),
         test_in_store(test_templates_are_removed),
         test_in_store(test_df_tells_own_from_shared),
+        test_in_store(test_indexes_of_layers_are_counted_and_go),
+        cmocka_unit_test(test_every_kind_has_a_word),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
