@@ -5,7 +5,9 @@
  * one command: capsule-build becomes the other program for the subcommands that live there. */
 #include "cli/cli.h"
 
+#include "schemas/reader.h"
 #include "support/cleanup.h"
+#include "support/file.h"
 #include "support/mem.h"
 
 #include <errno.h>
@@ -279,6 +281,18 @@ __attribute__((format(printf, 1, 2))) static int bad_usage(const char *fmt, ...)
     return EXIT_BAD_INPUT;
 }
 
+/* The same, with the one of @words (ending with NULL) that was probably meant, behind @before. */
+__attribute__((format(printf, 4, 5))) static int
+bad_word(const char *given, const char *const *words, const char *before, const char *fmt, ...)
+{
+    const char *near = nearest_word(given, words);
+    va_list ap;
+    va_start(ap, fmt);
+    CB_AUTO_FREE char *what = cb_xvasprintf(fmt, ap);
+    va_end(ap);
+    return near ? bad_usage("%s; did you mean `%s%s`?", what, before, near) : bad_usage("%s", what);
+}
+
 /* A whole decimal number in [min, max], nothing before or behind it. */
 static bool parse_number(const char *text, uint64_t min, uint64_t max, uint64_t *out)
 {
@@ -430,6 +444,18 @@ static bool takes(const struct subcommand *sc, int opt)
     return o->name != NULL;
 }
 
+static int unknown_option(const struct subcommand *sc, const char *given)
+{
+    const char *words[64] = {NULL};
+    size_t n = 0;
+    for (const struct option *o = sc->options; o->name && n + 1 < sizeof(words) / sizeof(*words);
+         o++)
+        words[n++] = o->name;
+    size_t len = strcspn(given + strspn(given, "-"), "=");
+    CB_AUTO_FREE char *name = cb_xstrndup(given + strspn(given, "-"), len);
+    return bad_word(name, words, "--", "%s: no such option of `%s`", given, sc->name);
+}
+
 /* Reads options and words from argv[1..]. 0, or an exit status; -1: help was asked for. */
 static int parse(struct cli_args *a, const struct subcommand *sc, int argc, char **argv)
 {
@@ -454,7 +480,7 @@ static int parse(struct cli_args *a, const struct subcommand *sc, int argc, char
         if (opt == ':')
             return bad_usage("%s: its value is missing", argv[optind - 1]);
         if (opt == '?' || !takes(sc, opt))
-            return bad_usage("%s: no such option of `%s`", argv[optind - 1], sc->name);
+            return unknown_option(sc, argv[optind - 1]);
         int rc = set_option(a, opt, optarg);
         if (rc)
             return rc;
@@ -528,6 +554,23 @@ static int become_job(char **argv)
     return cli_fail(&err);
 }
 
+/* The first word is no command: that a file was meant is plain when it looks like one or is one. */
+static bool is_file(const char *word)
+{
+    return word[0] == '-' || strpbrk(word, "./") || cb_path_exists(word);
+}
+
+static int unknown_command(const char *given)
+{
+    const char *words[N_SUBCOMMANDS + 1] = {NULL};
+    size_t n = 0;
+    for (size_t i = 0; i < N_SUBCOMMANDS; i++)
+        if (subcommands[i].usage)
+            words[n++] = subcommands[i].name;
+    return bad_word(given, words, "capsule-build ",
+                    "%s: there is no such command, and no such file", given);
+}
+
 int main(int argc, char **argv)
 {
     (void)signal(SIGPIPE, SIG_IGN);
@@ -546,7 +589,7 @@ int main(int argc, char **argv)
     }
     const struct subcommand *sc = find_subcommand(argv[1]);
     if (!sc)
-        return run(&subcommands[0], argc, argv);
+        return is_file(argv[1]) ? run(&subcommands[0], argc, argv) : unknown_command(argv[1]);
     static char sizes[] = "show-sizes"; /* the one way to `show` that looks into an image */
     for (int i = 2; i < argc && strcmp(sc->name, "show") == 0; i++) {
         if (strncmp(argv[i], "--si", 4) == 0) {

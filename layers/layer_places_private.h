@@ -9,8 +9,9 @@
 #include <sys/stat.h>
 
 #define PLACES_FOLDER "layers"
-#define PLACES_SPANS_MAX ((size_t)1 << 18) /* 8 MiB; one file's data after the other is one span   \
-                                            */
+#define PLACES_SPANS_MAX                                                                           \
+    ((size_t)1 << 18) /* 8 MiB; one file's data after the other is one span                        \
+                       */
 
 enum places_file { IMAGE, REST, FILES, LOST = FILES, KINDS };
 

@@ -54,6 +54,18 @@ class Programs(unittest.TestCase):
         self.assertEqual((got.returncode, got.stderr.splitlines()[0]),
                          (2, "capsule-build: --follow: no such option of `plan`"))
 
+    def test_what_was_probably_meant(self):
+        for args, said in (
+                (("vaildate", "x.yaml"), "vaildate: there is no such command, and no such file; "
+                                         "did you mean `capsule-build validate`?"),
+                (("xyzzy",), "xyzzy: there is no such command, and no such file"),
+                (("nosuch.yaml", "more"), "more: one word too many; usage: capsule-build build FILE"),
+                (("plan", "--explian", "x.yaml"), "--explian: no such option of `plan`; did you mean `--explain`?"),
+                (("build", "x.yaml", "--progess=json"), "--progess=json: no such option of `build`; "
+                                                        "did you mean `--progress`?")):
+            got = run(FRONT, *args)
+            self.assertEqual((got.returncode, got.stderr.splitlines()[0]), (2, "capsule-build: " + said))
+
     def test_not_by_hand(self):
         for args in ((), ("plan", "x.yaml"), ("validate", "x.yaml")):
             got = run(JOB, *args)
