@@ -1,5 +1,6 @@
 /* One build from its beginning to its end: plan, layers, finish. */
 #include "builder/build_private.h"
+#include "builder/contexts.h"
 #include "builder/documents.h"
 #include "builder/session.h"
 
@@ -64,6 +65,7 @@ void build_release(struct build *b)
     free(b->base_source);
     base_image_release(&b->base);
     cache_key_release(&b->base_key);
+    contents_release(b);
     for (size_t i = 0; i < b->n_layers; i++) {
         cache_key_release(&b->layers[i].key);
         if (b->layers[i].have_diff)
@@ -166,8 +168,6 @@ int build_init(struct build *b, const struct workload_config *c, struct settings
     *b = (struct build){
         .c = c, .settings = settings, .o = o, .name = config_name(c), .started_ms = cb_now_ms()};
     emitter_init(&b->em, sink);
-    if (settings->step_output_mib)
-        emit_output_limit(&b->em, (uint64_t)settings->step_output_mib << 20);
     CB_AUTO_FREE char *store_path = cb_xasprintf("%s/store", settings->home);
     return store_open(store_path, &b->store, err);
 }

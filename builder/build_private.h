@@ -49,6 +49,7 @@ struct build {
     bool published_unsigned; /* it was published without a signature */
     uint64_t unbooted;       /* one that has it and will not: it was never booted */
     uint64_t size_bytes_asked;
+    struct contents *contents; /* what the layers take from outside (builder/contexts.h) */
     bool have_lower; /* what the first missing layer stands on was made while it arrived */
 
     struct layer_blob agent_layer; /* the image's last layer */

@@ -20,6 +20,7 @@ static const struct input {
     {"commands", "commands", "command"},
     {"drives", "drives", "drive"},
     {"context", "context", "context"},
+    {"copied", "copied files", "what is copied by command"},
     {"env", "env", "env"},
     {"user", "user", NULL},
     {"workdir", "workdir", NULL},

@@ -46,6 +46,10 @@ enum frame_type {
     FRAME_TRY = 30,  /* the next steps work on an upper of their own; one not kept is dropped */
     FRAME_TRY_KEEP,  /* what they did becomes part of the layer */
     FRAME_START,     /* as STEP, for a process that goes on; WAIT */
+    FRAME_COPY = 50, /* files come into the layer: COPY_TO, COPY_FOLDER, COPY_MODE, COPY_OWNER or
+                      * USER, ROOT. DONE answers it and each COPY_DATA */
+    FRAME_COPY_DATA, /* their ENTRYs, the DATA of each behind it in any number of pieces, COPY_END
+                      */
     FRAME_PARK = 44, /* write everything to the disk and be silent: the machine is saved next */
     FRAME_RESUME = 45, /* to one that is parked: NONCE, TIME, ENTROPY; HELLO with NONCE answers */
     /* guest to host */
@@ -98,6 +102,13 @@ enum frame_tag {
     TAG_ENTRIES,
     TAG_WHITEOUTS,
     TAG_WAIT = 100,    /* milliseconds */
+    TAG_ENTRY = 130,   /* struct frame_entry */
+    TAG_COPY_TO,       /* absolute path in the layer */
+    TAG_COPY_FOLDER,   /* 1: that is a folder, and is made; else it is where the one entry goes, or
+                        * the folder that the entry goes into when there is one */
+    TAG_COPY_MODE,     /* of all entries but links, in place of their own */
+    TAG_COPY_OWNER,    /* "user:group" as the image knows them */
+    TAG_COPY_END,      /* nothing follows */
     TAG_NONCE = 170,   /* FRAME_NONCE_LEN bytes */
     TAG_ENTROPY = 171, /* FRAME_ENTROPY_LEN bytes for the random number generator */
 };
@@ -229,4 +240,72 @@ static inline void frame_put_number(struct frame_out *o, enum frame_tag tag, uin
     uint8_t b[8];
     frame_store(b, v, 8);
     frame_put(o, tag, b, sizeof b);
+}
+
+/* One file of a COPY. What it is made of, in this order: kind (1 byte), mode (2), seconds (8) and
+ * nanoseconds (4) of its time, size (8), length of its path (2), the path, and a link's target up
+ * to the end of the field. The path is relative and clean: no empty component, no "." and "..". */
+#define FRAME_ENTRY_HEAD 25u
+#define FRAME_ENTRY_TIME 3u /* where the time is: 12 bytes */
+#define FRAME_PATH_MAX 4095u
+
+enum frame_entry_kind { ENTRY_FILE = 'f', ENTRY_FOLDER = 'd', ENTRY_LINK = 'l' };
+
+struct frame_entry {
+    enum frame_entry_kind kind;
+    uint16_t mode; /* 0777 */
+    int64_t mtime;
+    uint32_t mtime_ns;
+    uint64_t size; /* of a file: how much DATA follows */
+    uint16_t path_len;
+    uint32_t target_len;
+    const char *path, *target; /* borrowed, not NUL-terminated */
+};
+
+static inline bool frame_path_clean(const char *p, size_t n)
+{
+    if (n == 0 || n > FRAME_PATH_MAX || memchr(p, 0, n))
+        return false;
+    for (size_t at = 0; at <= n;) {
+        const char *slash = at < n ? (const char *)memchr(p + at, '/', n - at) : NULL;
+        size_t len = (slash ? (size_t)(slash - p) : n) - at;
+        if (len == 0 || len > 255 || (p[at] == '.' && (len == 1 || (len == 2 && p[at + 1] == '.'))))
+            return false;
+        at += len + 1;
+    }
+    return true;
+}
+
+/* False when it breaks a rule. */
+static inline bool frame_entry_parse(const uint8_t *p, size_t n, struct frame_entry *e)
+{
+    if (n < FRAME_ENTRY_HEAD)
+        return false;
+    e->kind = (enum frame_entry_kind)p[0];
+    e->mode = (uint16_t)frame_load(p + 1, 2);
+    e->mtime = (int64_t)frame_load(p + 3, 8);
+    e->mtime_ns = (uint32_t)frame_load(p + 11, 4);
+    e->size = frame_load(p + 15, 8);
+    e->path_len = (uint16_t)frame_load(p + 23, 2);
+    if (e->path_len > n - FRAME_ENTRY_HEAD)
+        return false;
+    e->path = (const char *)p + FRAME_ENTRY_HEAD;
+    e->target = e->path + e->path_len;
+    e->target_len = (uint32_t)(n - FRAME_ENTRY_HEAD - e->path_len);
+    bool link = e->kind == ENTRY_LINK;
+    return (link || e->kind == ENTRY_FILE || e->kind == ENTRY_FOLDER) && e->mode <= 0777 &&
+           e->mtime_ns < 1000000000 && (e->size == 0 || e->kind == ENTRY_FILE) &&
+           link == (e->target_len > 0) && e->target_len <= FRAME_PATH_MAX &&
+           !(link && memchr(e->target, 0, e->target_len)) && frame_path_clean(e->path, e->path_len);
+}
+
+/* Writes its head at @p: FRAME_ENTRY_HEAD bytes. */
+static inline void frame_entry_head(uint8_t *p, const struct frame_entry *e)
+{
+    p[0] = (uint8_t)e->kind;
+    frame_store(p + 1, e->mode, 2);
+    frame_store(p + 3, (uint64_t)e->mtime, 8);
+    frame_store(p + 11, e->mtime_ns, 4);
+    frame_store(p + 15, e->size, 8);
+    frame_store(p + 23, e->path_len, 2);
 }

@@ -1,5 +1,6 @@
 /* plan: what a build would do, as a document. The same resolving, keys and cache as the build's. */
 #include "builder/build_private.h"
+#include "builder/contexts.h"
 #include "builder/explain.h"
 #include "builder/git_ref.h"
 
@@ -60,6 +61,12 @@ static json_t *layers_json(const struct build *b, bool explain)
         (void)json_object_set_new(o, "cached", json_boolean(l->cached));
         (void)json_object_set_new(o, "commands",
                                   json_integer((json_int_t)l->declared->init_commands.n));
+        if (l->declared->n_context)
+            (void)json_object_set_new(o, "context", contents_json(b, i));
+        json_t *copies = contents_copies_json(b, i);
+        if (json_array_size(copies))
+            (void)json_object_set(o, "copies", copies);
+        json_decref(copies);
         if (explain && !l->cached) {
             CB_AUTO_FREE char *why = b->have_base || b->o->clean
                                          ? plan_why(b, i, last, now)

@@ -1,5 +1,6 @@
 /* The plan of a build: what moving names point at now, the keys, and what of it is cached. */
 #include "builder/build_private.h"
+#include "builder/contexts.h"
 #include "builder/explain.h"
 
 #include "support/cleanup.h"
@@ -271,7 +272,9 @@ static int find_cached(struct build *b, struct cb_error *err)
     int usable = !b->o->force && !b->o->clean;
     for (size_t i = 0; i < b->n_layers; i++) {
         struct build_layer *l = &b->layers[i];
-        keys_cache_layer(b->c, l->declared, parent, &l->key);
+        struct layer_contents in;
+        contents_of_layer(b, i, &in);
+        keys_cache_layer(b->c, l->declared, &in, parent, &l->key);
         parent = &l->key.digest;
         /* what stands above a missing layer will stand on something new */
         if (usable && (usable = take_cached(b, i, err)) < 0)
@@ -319,8 +322,9 @@ static size_t count_steps(struct build *b)
     size_t total = b->o->no_boot_check ? 4 : 5; /* resolve, pull, flatten, boot check, publish */
     size_t cached = 0;
     for (size_t i = 0; i < b->n_layers; i++) {
-        total += b->layers[i].declared->init_commands.n;
-        cached += b->layers[i].cached;
+        const struct build_layer *l = &b->layers[i];
+        total += l->declared->init_commands.n + (l->cached ? 0 : l->declared->n_context);
+        cached += l->cached;
     }
     if (cached == b->n_layers)
         return total;
@@ -354,6 +358,8 @@ int build_plan(struct build *b, struct cb_error *err)
     int rc = resolve_base(b, err);
     if (rc >= 0)
         rc = resolve_platform(b, err);
+    if (rc >= 0)
+        rc = contents_resolve(b, err);
     if (rc >= 0)
         rc = find_cached(b, err);
     if (rc < 0)

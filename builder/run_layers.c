@@ -1,6 +1,7 @@
 /* Brings every layer's diff about. A machine is started only when a layer is not cached; one
  * machine serves all that are missing. */
 #include "builder/build_private.h"
+#include "builder/contexts.h"
 #include "builder/run_command.h"
 #include "builder/saved.h"
 
@@ -311,7 +312,7 @@ static int run_layer(struct talk *t, struct build_layer *l, struct cb_error *err
         cb_wrap(err, "layer %s: begin", l->declared->name);
         return talk_explain(t, err);
     }
-    if ((rc = run_starts_again(t, l->declared, err)) < 0)
+    if ((rc = run_starts_again(t, l->declared, err)) < 0 || (rc = run_contexts(t, l, err)) < 0)
         return rc;
     for (size_t i = 0; i < l->declared->init_commands.n; i++)
         if ((rc = run_command(t, l->declared, i, err)) < 0)
@@ -325,10 +326,13 @@ static int run_missing(struct build *b, size_t first, struct cb_error *err)
     CB_AUTO_FD lower_fd = make_lower(b, first, &lower, err);
     if (lower_fd < 0)
         return lower_fd;
+    int rc = contents_keep(b, first, err);
+    if (rc < 0)
+        return rc;
     struct talk t = {.b = b, .output_fd = -1};
     build_state_layers(&t.state, b->c, first);
     build_machine_count(1);
-    int rc = start_machine(&t, lower, err);
+    rc = start_machine(&t, lower, err);
     for (size_t i = first; rc >= 0 && i < b->n_layers; i++)
         rc = run_layer(&t, &b->layers[i], err);
     if (rc >= 0) {

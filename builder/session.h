@@ -101,6 +101,21 @@ int session_step(struct session *s, const struct guest_step *st, struct step_res
 int session_start(struct session *s, const struct guest_step *st, int64_t wait_ms,
                   struct step_result *out, struct cb_error *err);
 
+/* Files come into the layer: a pack (builder/pack.h), from @fd's position to its end. -CB_E_COMMAND
+ * when they do not fit what is there. */
+struct guest_copy {
+    uint32_t step;
+    const char *to;    /* absolute and clean */
+    bool folder;       /* a folder, made when it is missing; else where the one file goes, or the
+                        * folder that it goes into */
+    int mode;          /* of what is copied, -1: its own */
+    const char *owner; /* "user:group", or NULL: who runs the layer's commands */
+    const char *user;  /* or NULL: the layer's */
+    bool as_root;
+    int fd;
+};
+int session_copy(struct session *s, const struct guest_copy *c, struct cb_error *err);
+
 /* The steps from here on work on an upper of their own, which the next session_try() drops and
  * session_try_keep() makes part of the layer. Both end every process of the layer. */
 int session_try(struct session *s, struct cb_error *err);

@@ -29,9 +29,24 @@ int pull_from_name(const char *name)
     return find_name(name, pull_names, 3);
 }
 
+/* Does a layer take files that lie beside the config? */
+static bool takes_files(const struct workload_config *c)
+{
+    for (size_t i = 0; i < c->n_layers; i++) {
+        const struct layer *l = &c->layers[i];
+        for (size_t k = 0; k < l->n_context; k++)
+            if (l->context[k].src)
+                return true;
+        for (size_t k = 0; k < l->init_commands.n; k++)
+            if (l->init_commands.v[k].type == COMMAND_COPY)
+                return true;
+    }
+    return false;
+}
+
 void build_options_place(struct build_options *o, const struct workload_config *c)
 {
-    if (!c->base_image || !image_ref_is_relative(c->base_image))
+    if (!(c->base_image && image_ref_is_relative(c->base_image)) && !takes_files(c))
         return;
     const char *file = c->file && strcmp(c->file, "-") != 0 ? c->file : "./onboard.yaml";
     const char *slash = strrchr(file, '/');
@@ -95,6 +110,8 @@ static int refuse_on_scratch(const struct workload_config *c, struct cb_error *e
         if (!l->init_commands.n)
             continue;
         const struct command *cmd = &l->init_commands.v[0];
+        if (cmd->type == COMMAND_COPY)
+            return 0;
         cb_fail(err, CB_E_CONFIG,
                 "%s:%d:%d: layer %s: base_image: scratch is an empty image: there is no program "
                 "in it that could run this command",
@@ -111,12 +128,12 @@ int build_refuse(const struct workload_config *c, struct cb_error *err)
         const struct commands *cmds = &c->layers[i].init_commands;
         for (size_t j = 0; j < cmds->n; j++) {
             const struct command *cmd = &cmds->v[j];
-            if (cmd->type != COMMAND_COPY && cmd->type != COMMAND_GCP_AUTH)
+            if (cmd->type != COMMAND_GCP_AUTH)
                 continue;
             cb_fail(err, CB_E_CONFIG, "%s:%d:%d: layer %s: commands of type %s cannot be run yet",
                     c->file ? c->file : "config", cmd->loc.line, cmd->loc.column, c->layers[i].name,
                     command_type_name(cmd->type));
-            return cb_hint(err, "shell, exec, env, workdir, user and start are what works today");
+            return cb_hint(err, "every other type works today");
         }
     }
     for (size_t i = 0; i < c->boot_commands.n; i++) {

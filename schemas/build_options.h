@@ -26,8 +26,9 @@ struct build_options {
     bool locked;        /* the base image by the lock of the version in use */
     bool no_boot_check;
     int64_t boot_timeout_ms; /* 0: 60 s, five times that under TCG */
-    char *base_dir; /* the folder that a base image's relative path is below, absolute; NULL when
-                       there is none such. Owned: build_options_release() */
+    char *base_dir; /* the config's folder, absolute: a base image's relative path is below it, and
+                       so are files that layers take; NULL when nothing is. Owned:
+                       build_options_release() */
 
     /* Not in the JSON: whoever runs the build says them. */
     const char *work_dir; /* made for this build alone, removed at its end */

@@ -1,6 +1,7 @@
 /* Commands: a string, or a map with a type and its arguments. */
 #include "schemas/config_fields.h"
 
+#include "schemas/copy_args.h"
 #include "support/cleanup.h"
 #include "support/mem.h"
 
@@ -131,7 +132,7 @@ static void check_args(struct reader *r, const struct at *at, const struct doc_n
         [COMMAND_SHELL] = {1, SIZE_MAX, "`args`, such as [\"bash\", \"-lc\", \"make install\"]"},
         [COMMAND_EXEC] = {1, SIZE_MAX, "`args`: the program and its arguments"},
         [COMMAND_GCP_AUTH] = {0, SIZE_MAX, ""},
-        [COMMAND_COPY] = {2, SIZE_MAX, "`args`: one source or more, then the absolute destination"},
+        [COMMAND_COPY] = {0, SIZE_MAX, ""},
         [COMMAND_ENV] = {1, SIZE_MAX, "`args`, such as [\"NAME=value\"]"},
         [COMMAND_WORKDIR] = {1, 1, "`args` with the one absolute path"},
         [COMMAND_USER] = {1, 1, "`args` with the one user"},
@@ -147,6 +148,7 @@ static void check_args(struct reader *r, const struct at *at, const struct doc_n
                      rules[c->type].what);
         return;
     }
+    const char *what = rules[c->type].what;
     bool ok = true;
     for (size_t i = 0; ok && c->type == COMMAND_ENV && i < c->args.n; i++) {
         const char *eq = strchr(c->args.v[i], '=');
@@ -156,11 +158,14 @@ static void check_args(struct reader *r, const struct at *at, const struct doc_n
         ok = *c->args.v[0] == '/';
     if (c->type == COMMAND_USER)
         ok = user_valid(c->args.v[0]);
-    if (c->type == COMMAND_COPY)
-        ok = *c->args.v[c->args.n - 1] == '/';
+    struct copy_args copy;
+    if (c->type == COMMAND_COPY) {
+        what = copy_args_parse(&c->args, &copy);
+        ok = !what;
+    }
     if (!ok)
-        read_problem(r, at, doc_child(n, "args"), "a command of type %s needs %s",
-                     command_type_name(c->type), rules[c->type].what);
+        read_problem(r, at, given ? doc_child(n, "args") : n, "a command of type %s needs %s",
+                     command_type_name(c->type), what);
 }
 
 static void read_command(struct reader *r, const struct at *at, const struct doc_node *n,
@@ -171,7 +176,7 @@ static void read_command(struct reader *r, const struct at *at, const struct doc
     if (n->kind == DOC_MAP) {
         (void)read_map(r, at, n, command_fields, c);
         check_args(r, at, n, c);
-        if (c->type == COMMAND_COPY || c->type == COMMAND_GCP_AUTH) {
+        if (c->type == COMMAND_GCP_AUTH) {
             CB_AUTO_FREE char *what = cb_xasprintf("command type %s", command_type_name(c->type));
             reader_note(r, at, n, what);
         }

@@ -1,6 +1,8 @@
 /* Layers, and what they hold besides commands. */
 #include "schemas/config_fields.h"
 
+#include "schemas/copy_args.h"
+
 #include "support/cleanup.h"
 #include "support/mem.h"
 
@@ -128,10 +130,7 @@ bool read_inner_path(struct reader *r, const struct at *at, const struct doc_nod
     const char *text = read_text(r, at, n, accepts);
     if (!text)
         return false;
-    bool ok = n->n > 0 && n->n < 4096 && *text != '/';
-    for (const char *p = text; ok && p; p = strchr(p, '/') ? strchr(p, '/') + 1 : NULL)
-        ok = !(p[0] == '.' && p[1] == '.' && (p[2] == '/' || p[2] == '\0'));
-    if (!ok)
+    if (!inner_path_valid(text))
         return read_expected(r, at, n, accepts);
     return read_string(r, at, n, f, to);
 }
@@ -213,6 +212,8 @@ static bool read_context(struct reader *r, const struct at *at, const struct doc
         if (item->kind != DOC_MAP)
             continue;
         bool src = doc_child(item, "src"), git = doc_child(item, "git");
+        if (git)
+            reader_note(r, &here, item, "context from git");
         if (src && git)
             read_problem(r, &here, item, "either `src` or `git`, not both");
         else if (!src && !git)
@@ -342,7 +343,7 @@ const struct field layer_fields[] = {
                 "6h",
      .note = "refresh_interval"},
     {.name = "drives", .read = read_drives, .note = "drives"},
-    {.name = "context", .read = read_context, .note = "context"},
+    {.name = "context", .read = read_context},
     {.name = "env", .read = read_env, .offset = AT(env), .more = "expand"},
     {.name = "workdir", .read = read_absolute_path, .offset = AT(workdir)},
     {.name = "user", .read = read_user, .offset = AT(user)},

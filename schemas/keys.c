@@ -4,6 +4,7 @@
 #include "support/cleanup.h"
 #include "support/mem.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -127,15 +128,44 @@ void keys_cache_base(const struct cb_digest *base, const char *arch, struct cach
     hash_inputs(o, out);
 }
 
+/* Where it goes and what it is; not where it came from. */
+static json_t *contexts(const struct layer *l, const struct layer_contents *in)
+{
+    json_t *out = json_array();
+    for (size_t i = 0; i < l->n_context; i++) {
+        json_t *o = json_object();
+        json_put_text(o, "dst", l->context[i].dst);
+        if (in)
+            put_digest(o, "content", &in->context[i]);
+        (void)json_array_append_new(out, o);
+    }
+    return out;
+}
+
+/* By the number of the command, from 1. */
+static json_t *copied(const struct layer *l, const struct layer_contents *in)
+{
+    json_t *out = json_object();
+    for (size_t i = 0; in && i < l->init_commands.n; i++) {
+        char number[24];
+        (void)snprintf(number, sizeof(number), "%zu", i + 1);
+        if (l->init_commands.v[i].type == COMMAND_COPY)
+            put_digest(out, number, &in->copied[i]);
+    }
+    return out;
+}
+
 void keys_cache_layer(const struct workload_config *c, const struct layer *layer,
-                      const struct cb_digest *parent, struct cache_key *out)
+                      const struct layer_contents *in, const struct cb_digest *parent,
+                      struct cache_key *out)
 {
     json_t *o = json_object();
     put_digest(o, "parent", parent);
     (void)json_object_set_new(o, "platform_version", json_integer(PLATFORM_VERSION));
     json_put(o, "commands", effects(&layer->init_commands));
     json_put(o, "drives", json_drives(layer));
-    json_put(o, "context", json_context(layer));
+    json_put(o, "context", contexts(layer, in));
+    json_put(o, "copied", copied(layer, in));
     json_put(o, "env", json_pairs(&layer->env, false));
     json_put_text(o, "user", layer->user);
     json_put_text(o, "workdir", layer->workdir);

@@ -33,10 +33,17 @@ void cache_key_release(struct cache_key *k);
 
 /* cache(0): @base is the base image's manifest digest, @arch "amd64". */
 void keys_cache_base(const struct cb_digest *base, const char *arch, struct cache_key *out);
+/* What a layer takes from outside, by the digests of its content. Borrowed. */
+struct layer_contents {
+    const struct cb_digest *context; /* of each source of `context` */
+    const struct cb_digest *copied;  /* of each command; used for those of type copy */
+};
 /* cache(k) of @layer on @parent. The config's runner_user and the layer's env, user and workdir
- * take part; tier, limits and secret values do not. */
+ * take part, and what @in says is copied, wherever it comes from; tier, limits and secret values do
+ * not. @in may be NULL for a layer that takes nothing. */
 void keys_cache_layer(const struct workload_config *c, const struct layer *layer,
-                      const struct cb_digest *parent, struct cache_key *out);
+                      const struct layer_contents *in, const struct cb_digest *parent,
+                      struct cache_key *out);
 /* cache(n + 1) of the task's layer: only what decides about files takes part, no limits. */
 void keys_cache_task(const struct workload_config *c, const struct cb_digest *parent,
                      struct cache_key *out);

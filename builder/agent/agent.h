@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <time.h>
 
 #define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
 
@@ -287,6 +288,38 @@ struct step_spec {
 };
 void step_release(struct step_spec *s);
 int step_parse(struct step_spec *s, const uint8_t *p, size_t n, struct fail *f);
+
+/* --- copy.c: files from the host --- */
+
+struct copy_spec {
+    char *to;           /* absolute */
+    char *owner, *user; /* NULL: not said */
+    bool folder, root;
+    int mode; /* of what is copied; negative: its own */
+};
+void copy_spec_release(struct copy_spec *s);
+int copy_parse(struct copy_spec *s, const uint8_t *p, size_t n, struct fail *f);
+/* One COPY on its way. A zeroed struct is none. */
+struct copying {
+    bool open;
+    uid_t uid;
+    gid_t gid;
+    int mode;
+    char *to, *as; /* the folder that it goes to; the name that its one entry gets, or NULL */
+    int root, parent, file; /* 0: none */
+    char *parent_path;
+    uint64_t left; /* of the file */
+    mode_t file_mode;
+    struct timespec mtime;
+};
+/* In the process whose root is the layer's. Ends the one before. */
+int copy_begin(struct copying *c, const struct copy_spec *s, const struct ident *who,
+               struct fail *f);
+int copy_data(struct copying *c, const uint8_t *p, size_t n, struct fail *f);
+void copy_end(struct copying *c);
+
+/* --- layer.c --- */
+
 /* Starts it; *@fd is our end of its stream. It answers DONE or FAILED first. */
 int layer_start(const struct setup *s, const struct layer_spec *l, pid_t *pid, int *fd,
                 struct fail *f);

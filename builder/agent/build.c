@@ -293,6 +293,8 @@ static int on_host(struct build *b)
             case FRAME_SETUP: rc = do_setup(b, p, h.length, &f); break;
             case FRAME_LAYER_BEGIN: rc = do_layer_begin(b, p, h.length, &f); break;
             case FRAME_STEP:
+            case FRAME_COPY:
+            case FRAME_COPY_DATA:
             case FRAME_START: rc = do_step(b, &h, p, &f); break;
             case FRAME_TRY: rc = do_try(b, false, &f); break;
             case FRAME_TRY_KEEP: rc = do_try(b, true, &f); break;

@@ -45,6 +45,7 @@ struct init {
     size_t n_left_open;
     struct started *starts[STARTS_MAX];
     size_t n_starts;
+    struct copying copying;
 };
 
 static void drop_left_open(struct init *in, size_t i)
@@ -80,12 +81,12 @@ static void sink(void *arg, uint32_t step, int stream, const void *p, size_t n)
     (void)chan_send_output(arg, step, stream, p, n);
 }
 
-static const char *pick_user(const struct init *in, const struct step_spec *s)
+static const char *pick_user(const struct init *in, bool root, const char *user)
 {
-    if (s->root)
+    if (root)
         return "0";
-    if (s->user)
-        return s->user;
+    if (user)
+        return user;
     if (in->layer->user)
         return in->layer->user;
     if (in->setup->runner)
@@ -104,7 +105,7 @@ static int start_step(struct init *in, struct job *job, const struct step_spec *
 {
     struct words env = {0}, argv = {0};
     struct ident who;
-    if (ident_load(pick_user(in, s), &who, f) < 0)
+    if (ident_load(pick_user(in, s->root, s->user), &who, f) < 0)
         return -1;
     merge_env(&env, &in->setup->env);
     merge_env(&env, &in->layer->env);
@@ -240,6 +241,43 @@ static int next_wake(const struct init *in, int64_t now)
     return t;
 }
 
+static int run_request(struct init *in, const struct frame_head *h, const uint8_t *p,
+                       struct fail *f)
+{
+    struct step_spec s = {0};
+    int rc = step_parse(&s, p, h->length, f);
+    if (rc == 0)
+        rc = h->type == FRAME_START ? start_process(in, &s, h->step, f)
+                                    : start_step(in, &in->job, &s, h->step, f);
+    step_release(&s);
+    return rc;
+}
+
+static int begin_copy(struct init *in, const uint8_t *p, size_t n, struct fail *f)
+{
+    struct copy_spec s;
+    struct ident who;
+    int rc = copy_parse(&s, p, n, f);
+    if (rc == 0)
+        rc = ident_load(s.owner ? s.owner : pick_user(in, s.root, s.user), &who, f);
+    if (rc == 0)
+        rc = copy_begin(&in->copying, &s, &who, f);
+    copy_spec_release(&s);
+    return rc;
+}
+
+static int copy_request(struct init *in, const struct frame_head *h, const uint8_t *p,
+                        struct fail *f)
+{
+    int rc = h->type == FRAME_COPY ? begin_copy(in, p, h->length, f)
+                                   : copy_data(&in->copying, p, h->length, f);
+    if (rc < 0)
+        copy_end(&in->copying);
+    else
+        (void)chan_send_empty(&in->up, FRAME_DONE, h->step);
+    return rc;
+}
+
 static void on_request(struct init *in)
 {
     struct frame_head h;
@@ -250,14 +288,15 @@ static void on_request(struct init *in)
         _exit(71);
     if (got == 0)
         return;
-    struct step_spec s = {0};
-    int rc = -1;
-    if ((h.type != FRAME_STEP && h.type != FRAME_START) || in->job.pid || is_starting(in))
-        (void)fail_set(&f, FAIL_PROTOCOL, "unexpected request %u", h.type);
-    else if (step_parse(&s, p, h.length, &f) == 0)
-        rc = h.type == FRAME_START ? start_process(in, &s, h.step, &f)
-                                   : start_step(in, &in->job, &s, h.step, &f);
-    step_release(&s);
+    int rc;
+    if (in->job.pid || is_starting(in))
+        rc = fail_set(&f, FAIL_PROTOCOL, "a request while a step runs");
+    else if (h.type == FRAME_STEP || h.type == FRAME_START)
+        rc = run_request(in, &h, p, &f);
+    else if (h.type == FRAME_COPY || h.type == FRAME_COPY_DATA)
+        rc = copy_request(in, &h, p, &f);
+    else
+        rc = fail_set(&f, FAIL_PROTOCOL, "unexpected request %u", h.type);
     if (rc < 0)
         (void)chan_send_fail(&in->up, h.step, &f);
     chan_pop(&in->up, &h);

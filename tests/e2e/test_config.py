@@ -89,10 +89,10 @@ class BadConfig(E2E):
         self.ends(self.home.run("--registry-mirror", "nonsense", good), 2, r"registry-mirror|mirror")
 
     def test_a_command_type_that_cannot_run_yet_is_refused_by_name(self):
-        path = self.home.config("early", [("a", [{"type": "copy", "args": ["a", "/b"]}])])
+        path = self.home.config("early", [("a", [{"type": "gcp-auth"}])])
         got = self.home.run(path)
-        self.ends(got, 2, r"early\.yaml:\d+:\d+: .*copy")
-        self.ends(self.home.run("validate", path), 0, r"early\.yaml:\d+:\d+: .*copy")
+        self.ends(got, 2, r"early\.yaml:\d+:\d+: .*gcp-auth")
+        self.ends(self.home.run("validate", path), 0, r"early\.yaml:\d+:\d+: .*gcp-auth")
 
 
 class GoodConfig(E2E):

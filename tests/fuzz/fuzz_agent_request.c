@@ -2,6 +2,7 @@
 #include "builder/agent/agent.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -13,8 +14,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct layer_spec layer = {0};
     struct step_spec step = {0};
     struct resume resume;
+    struct copy_spec copy = {0};
+    struct frame_entry entry;
     if (data[0] == 0xff)
         (void)resume_parse(&resume, data + 1, size - 1, &f);
+    if (data[0] == 0xfe && copy_parse(&copy, data + 1, size - 1, &f) == 0 && copy.to[0] != '/')
+        abort();
+    if (data[0] == 0xfd && frame_entry_parse(data + 1, size - 1, &entry) &&
+        (entry.path[0] == '/' || memmem(entry.path, entry.path_len, "//", 2) ||
+         memmem(entry.path, entry.path_len, "/../", 4)))
+        abort();
     switch (data[0] % 3) {
     case 0: (void)setup_parse(&setup, data + 1, size - 1, &f); break;
     case 1: (void)layer_parse(&layer, data + 1, size - 1, &f); break;
@@ -26,5 +35,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     setup_release(&setup);
     layer_spec_release(&layer);
     step_release(&step);
+    copy_spec_release(&copy);
     return 0;
 }

@@ -33,7 +33,15 @@ static void test_the_place_of_a_base_image(void **state)
         const char *base;
         bool placed;
     } cases[] = {
-        {"oci:x", true}, {"docker-archive:../x.tar", true}, {"oci:/x", false}, {"debian", false}};
+        {"oci:x", true},
+        {"docker-archive:../x.tar", true},
+        {"oci:/x", false},
+        {"debian", false},
+        {"debian\nlayers: [{name: a, init_commands: [{type: copy, args: [x, /x]}]}]", true},
+        {"debian\nlayers: [{name: a, init_commands: [x], context: [{src: x, dst: /x}]}]", true},
+        {"debian\nlayers: [{name: a, init_commands: [x], context: [{git: 'file:///x', dst: /x}]}]",
+         false},
+    };
     for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
         struct config_problems problems = {0};
         struct workload_config *c = NULL;
@@ -112,8 +120,7 @@ static void test_what_cannot_be_built_is_refused(void **state)
     refused(HEAD "      - true\ninit_commands: [{type: start, args: [x]}]\n", NULL);
     refused(HEAD "      - true\ninit_commands: [{type: user, args: [x]}]\n",
             "c.yaml:7:17: workload.init_commands: a command of type user does not run at boot");
-    refused(HEAD "      - {type: copy, args: [a, /b]}\n",
-            "layer one: commands of type copy cannot be run yet");
+    refused(HEAD "      - {type: copy, args: [a, /b]}\n", NULL);
     refused("name: abc\nlayers:\n  - {name: one, init_commands: [x]}\n",
             "c.yaml: base_image is missing: there is nothing to build on");
     refused("name: abc\nbase_image: scratch\n", NULL);
@@ -121,6 +128,9 @@ static void test_what_cannot_be_built_is_refused(void **state)
             "c.yaml:4:33: layer one: base_image: scratch is an empty image");
     refused("name: abc\nbase_image: scratch\nlayers:\n  - name: one\n    init_commands: [/x]\n"
             "    context: [{src: x, dst: /x}]\n",
+            NULL);
+    refused("name: abc\nbase_image: scratch\nlayers:\n  - name: one\n"
+            "    init_commands: [{type: copy, args: [x, /x]}, /x]\n",
             NULL);
     refused(HEAD "      - true\nconfig: {init: systemd}\n", "init: systemd cannot be used yet");
     refused(HEAD "      - true\nstart_command: image\n", NULL);

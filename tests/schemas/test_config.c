@@ -88,8 +88,8 @@ static void check_keys(const struct workload_config *a, const struct workload_co
         fail_msg("%s: other declared hashes after a dump", name);
     for (size_t i = 0; i < a->n_layers; i++) {
         struct cache_key ka = {0}, kb = {0};
-        keys_cache_layer(a, &a->layers[i], &da[0], &ka);
-        keys_cache_layer(b, &b->layers[i], &da[0], &kb);
+        keys_cache_layer(a, &a->layers[i], NULL, &da[0], &ka);
+        keys_cache_layer(b, &b->layers[i], NULL, &da[0], &kb);
         assert_string_equal(ka.inputs, kb.inputs);
         assert_true(cb_digest_eq(&ka.digest, &kb.digest));
         cache_key_release(&ka);
@@ -275,8 +275,7 @@ static void test_the_model_of_a_small_service(void **state)
 static void test_what_is_not_acted_on_is_named_once(void **state)
 {
     (void)state;
-    static const char *const expected[] = {"command type copy",
-                                           "command type gcp-auth",
+    static const char *const expected[] = {"command type gcp-auth",
                                            "compute",
                                            "ram",
                                            "allowed_hosts",
@@ -284,7 +283,7 @@ static void test_what_is_not_acted_on_is_named_once(void **state)
                                            "refresh_commands",
                                            "refresh_interval",
                                            "drives",
-                                           "context",
+                                           "context from git",
                                            "secrets",
                                            "ttl",
                                            "session_max_age_seconds",
@@ -314,7 +313,7 @@ static void test_what_is_not_acted_on_is_named_once(void **state)
         assert_string_equal(c->unsupported[i].field, expected[i]);
     }
     assert_int_equal(c->n_unsupported, N);
-    assert_string_equal(c->unsupported[8].loc.path, "layers[0].drives");
+    assert_string_equal(c->unsupported[7].loc.path, "layers[0].drives");
     config_free(c);
     assert_ok(config_load(DATA "good/full-shape.yaml", 0, &c, &p, &err), &err);
     assert_int_equal(c->n_unsupported, 4); /* empty credentials drop nothing */

@@ -48,7 +48,7 @@ static void test_golden_values(void **state)
     keys_cache_base(&manifest, "amd64", &platform);
     assert_hex(&platform.digest,
                "3d29baa20915cac50a3a24ccecbaa9b3737184df806ac386b95b7cd6ee863498");
-    keys_cache_layer(c, &c->layers[0], &platform.digest, &layer);
+    keys_cache_layer(c, &c->layers[0], NULL, &platform.digest, &layer);
     assert_string_equal(
         layer.inputs,
         "{\"commands\":[{\"script\":\"apt-get "
@@ -150,8 +150,8 @@ static void test_keys_depend_on_what_matters_to_them(void **state)
         keys_declared(a, da);
         keys_declared(b, db);
         struct cache_key ca = {0}, cb = {0}, ta = {0}, tb = {0};
-        keys_cache_layer(a, &a->layers[0], &parent, &ca);
-        keys_cache_layer(b, &b->layers[0], &parent, &cb);
+        keys_cache_layer(a, &a->layers[0], NULL, &parent, &ca);
+        keys_cache_layer(b, &b->layers[0], NULL, &parent, &cb);
         struct template_inputs in = {.last_cache = parent};
         keys_template(a, &in, &ta);
         keys_template(b, &in, &tb);
@@ -208,7 +208,7 @@ static void test_keys_of_the_corpus_are_as_written_down(void **state)
             if (l) {
                 parent = k.digest;
                 cache_key_release(&k);
-                keys_cache_layer(c, &c->layers[l - 1], &parent, &k);
+                keys_cache_layer(c, &c->layers[l - 1], NULL, &parent, &k);
             }
             cb_digest_hex(&declared[l], hex);
             (void)cb_buf_addf(&out, "%s declared %zu %s\n", name, l, hex);
@@ -342,6 +342,56 @@ static void test_template_inputs_count(void **state)
     config_free(c);
 }
 
+static void cache_with(const struct workload_config *c, const struct layer_contents *in,
+                       struct cb_digest *out)
+{
+    struct cache_key k = {0};
+    struct cb_digest parent = {0};
+    keys_cache_layer(c, &c->layers[0], in, &parent, &k);
+    *out = k.digest;
+    cache_key_release(&k);
+}
+
+/* What is copied counts by its content and by where it goes, not by where it lies. */
+static void test_what_is_taken_from_outside_counts(void **state)
+{
+    (void)state;
+    static const char *const texts[] = {
+        "base_image: debian\nlayers:\n- name: a\n  init_commands: [x, {type: copy, args: [p, "
+        "/q]}]\n"
+        "  context: [{src: a, dst: /a}, {src: b, dst: /b}]\n",
+        "base_image: debian\nlayers:\n- name: a\n  init_commands: [x, {type: copy, args: [p, "
+        "/q]}]\n"
+        "  context: [{src: other, dst: /a}, {git: 'https://h.example/r', ref: v1, dst: /b}]\n",
+        "base_image: debian\nlayers:\n- name: a\n  init_commands: [x, {type: copy, args: [p, "
+        "/q]}]\n"
+        "  context: [{src: a, dst: /a}, {src: b, dst: /c}]\n",
+    };
+    struct cb_digest context[2] = {{{1}}, {{2}}}, copied[2] = {{{0}}, {{3}}}, d[6];
+    const struct layer_contents in = {.context = context, .copied = copied};
+    for (size_t i = 0; i < 3; i++) {
+        struct workload_config *c = parse(texts[i]);
+        cache_with(c, &in, &d[i]);
+        if (i == 0) {
+            context[1].b[0] = 9;
+            cache_with(c, &in, &d[3]);
+            context[1].b[0] = 2;
+            copied[1].b[0] = 9;
+            cache_with(c, &in, &d[4]);
+            copied[1].b[0] = 3;
+            copied[0].b[0] = 9; /* of a command that copies nothing */
+            cache_with(c, &in, &d[5]);
+            copied[0].b[0] = 0;
+        }
+        config_free(c);
+    }
+    assert_true(cb_digest_eq(&d[0], &d[1]));
+    assert_true(cb_digest_eq(&d[0], &d[5]));
+    assert_false(cb_digest_eq(&d[0], &d[2]));
+    assert_false(cb_digest_eq(&d[0], &d[3]));
+    assert_false(cb_digest_eq(&d[0], &d[4]));
+}
+
 int main(void)
 {
     setenv("CB_TEST_VAR", "v a l", 1); /* as in test_config.c */
@@ -353,6 +403,7 @@ int main(void)
         cmocka_unit_test(test_keys_of_the_corpus_are_as_written_down),
         cmocka_unit_test(test_order_and_borders_count),
         cmocka_unit_test(test_a_task_counts),
+        cmocka_unit_test(test_what_is_taken_from_outside_counts),
         cmocka_unit_test(test_template_inputs_count),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,352 @@
+#include "builder/contexts.h"
+
+#include "builder/context_files.h"
+#include "builder/run_command.h"
+#include "schemas/copy_args.h"
+#include "support/cleanup.h"
+#include "support/file.h"
+#include "support/mem.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* What one layer takes; all are owned. */
+struct of_layer {
+    struct content *context; /* of each source */
+    struct content *copied;  /* of each command, used for copies */
+    struct cb_digest *context_digests, *copied_digests;
+    size_t n_context, n_commands;
+};
+
+struct contents {
+    struct of_layer *layers;
+    size_t n;
+};
+
+static void content_release(struct content *c)
+{
+    free(c->path);
+}
+
+void contents_release(struct build *b)
+{
+    struct contents *all = b->contents;
+    for (size_t i = 0; all && i < all->n; i++) {
+        struct of_layer *l = &all->layers[i];
+        for (size_t k = 0; k < l->n_context; k++)
+            content_release(&l->context[k]);
+        for (size_t k = 0; k < l->n_commands; k++)
+            content_release(&l->copied[k]);
+        free(l->context);
+        free(l->copied);
+        free(l->context_digests);
+        free(l->copied_digests);
+    }
+    if (all)
+        free(all->layers);
+    free(all);
+    b->contents = NULL;
+}
+
+static struct contents *contents_new(const struct workload_config *c)
+{
+    struct contents *all = cb_xcalloc(1, sizeof(*all));
+    all->n = c->n_layers;
+    all->layers = cb_xcalloc(all->n + 1, sizeof(*all->layers));
+    for (size_t i = 0; i < all->n; i++) {
+        struct of_layer *l = &all->layers[i];
+        l->n_context = c->layers[i].n_context;
+        l->n_commands = c->layers[i].init_commands.n;
+        l->context = cb_xcalloc(l->n_context + 1, sizeof(*l->context));
+        l->copied = cb_xcalloc(l->n_commands + 1, sizeof(*l->copied));
+        l->context_digests = cb_xcalloc(l->n_context + 1, sizeof(*l->context_digests));
+        l->copied_digests = cb_xcalloc(l->n_commands + 1, sizeof(*l->copied_digests));
+    }
+    return all;
+}
+
+/* ---- one content, into a pack ---- */
+
+static int pack_context(const struct context_folder *f, const struct context_source *s,
+                        struct pack *p, struct content *c, struct cb_error *err)
+{
+    struct context_place place = {.folder = s->dst[strlen(s->dst) - 1] == '/'};
+    int rc = context_pack(f, s->src, p, &place, err);
+    c->folder = place.folder;
+    return rc;
+}
+
+static int pack_copy(const struct context_folder *f, const struct command *cmd, struct pack *p,
+                     struct content *c, struct cb_error *err)
+{
+    struct copy_args args;
+    const char *wrong = copy_args_parse(&cmd->args, &args);
+    if (wrong)
+        return cb_fail(err, CB_E_CONFIG, "a command of type copy needs %s", wrong);
+    struct context_place place = {.folder =
+                                      args.n_sources > 1 || args.to[strlen(args.to) - 1] == '/'};
+    int rc = 0;
+    for (size_t i = 0; rc >= 0 && i < args.n_sources; i++)
+        rc = context_pack_wild(f, args.sources[i], p, &place, err);
+    c->folder = place.folder;
+    return rc;
+}
+
+/* Where one content comes from: a source of `context`, or a copy. */
+struct origin {
+    const struct layer *layer;
+    const struct context_source *source; /* or NULL */
+    size_t command;
+};
+
+/* Packs what @o names; @fd: where to, -1: only to know it. */
+static int pack_origin(const struct context_folder *f, const struct origin *o, int fd,
+                       struct content *c, struct cb_error *err)
+{
+    struct pack *p = pack_new(fd);
+    int rc = o->source ? pack_context(f, o->source, p, c, err)
+                       : pack_copy(f, &o->layer->init_commands.v[o->command], p, c, err);
+    if (rc >= 0)
+        rc = pack_end(p, &c->sum, err);
+    pack_free(p);
+    if (rc < 0 && o->source)
+        return cb_wrap(err, "layer %s: context", o->layer->name);
+    if (rc < 0)
+        return cb_wrap(err, "layer %s: command %zu of %zu: copy", o->layer->name, o->command + 1,
+                       o->layer->init_commands.n);
+    c->known = true;
+    return 0;
+}
+
+/* ---- all of them ---- */
+
+/* Calls @fn for everything that layers from @first on take from the config's folder. */
+static int for_each_file_content(struct build *b, size_t first,
+                                 int (*fn)(struct build *b, const struct origin *o,
+                                           struct content *c, void *arg, struct cb_error *err),
+                                 void *arg, struct cb_error *err)
+{
+    int rc = 0;
+    for (size_t i = first; i < b->contents->n; i++) {
+        struct of_layer *mine = &b->contents->layers[i];
+        const struct layer *l = &b->c->layers[i];
+        struct origin o = {.layer = l};
+        for (size_t k = 0; rc >= 0 && k < l->n_context; k++) {
+            o.source = &l->context[k];
+            if (o.source->src)
+                rc = fn(b, &o, &mine->context[k], arg, err);
+        }
+        o.source = NULL;
+        for (size_t k = 0; rc >= 0 && k < l->init_commands.n; k++) {
+            o.command = k;
+            if (l->init_commands.v[k].type == COMMAND_COPY)
+                rc = fn(b, &o, &mine->copied[k], arg, err);
+        }
+    }
+    return rc;
+}
+
+/* Opened by the first content that needs it. */
+static int folder_of(struct build *b, struct context_folder *f, struct cb_error *err)
+{
+    if (f->fd >= 0)
+        return 0;
+    if (!b->o->base_dir)
+        return cb_fail(err, CB_E_CONFIG,
+                       "files beside the config are asked for, and its folder is not known");
+    return context_folder_open(f, b->o->base_dir, err);
+}
+
+/* "app -> /srv/app" */
+static char *title_of(const struct origin *o)
+{
+    if (!o->source)
+        return command_title(&o->layer->init_commands.v[o->command]);
+    return cb_xasprintf("context %s -> %s", o->source->src, o->source->dst);
+}
+
+static int learn(struct build *b, const struct origin *o, struct content *c, void *arg,
+                 struct cb_error *err)
+{
+    struct context_folder *f = arg;
+    int rc = folder_of(b, f, err);
+    if (rc >= 0)
+        rc = pack_origin(f, o, -1, c, err);
+    if (rc < 0)
+        return rc;
+    char digest[CB_DIGEST_LEN + 1], size[32];
+    cb_digest_text(&c->sum.digest, digest);
+    cb_human_bytes(c->sum.bytes, size, sizeof(size));
+    CB_AUTO_FREE char *title = title_of(o);
+    emit_note(&b->em, "layer %s: %s: %llu entries, %s, %s", o->layer->name, title,
+              (unsigned long long)c->sum.entries, size, digest);
+    return 0;
+}
+
+int contents_resolve(struct build *b, struct cb_error *err)
+{
+    struct context_folder f = {.fd = -1};
+    b->contents = contents_new(b->c);
+    int rc = for_each_file_content(b, 0, learn, &f, err);
+    context_folder_close(&f);
+    for (size_t i = 0; rc >= 0 && i < b->contents->n; i++) {
+        struct of_layer *l = &b->contents->layers[i];
+        for (size_t k = 0; k < l->n_context; k++)
+            l->context_digests[k] = l->context[k].sum.digest;
+        for (size_t k = 0; k < l->n_commands; k++)
+            l->copied_digests[k] = l->copied[k].sum.digest;
+    }
+    return rc;
+}
+
+void contents_of_layer(struct build *b, size_t i, struct layer_contents *in)
+{
+    const struct of_layer *l = &b->contents->layers[i];
+    *in = (struct layer_contents){.context = l->context_digests, .copied = l->copied_digests};
+}
+
+struct keeping {
+    struct context_folder folder;
+    size_t n; /* packs so far: their names */
+};
+
+static int keep(struct build *b, const struct origin *o, struct content *c, void *arg,
+                struct cb_error *err)
+{
+    struct keeping *k = arg;
+    struct content now = {0};
+    CB_AUTO_FREE char *path = cb_xasprintf("%s/content-%zu", b->o->work_dir, k->n++);
+    CB_AUTO_FD fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return cb_fail_sys(err, errno, "make %s", path);
+    int rc = folder_of(b, &k->folder, err);
+    if (rc >= 0)
+        rc = pack_origin(&k->folder, o, fd, &now, err);
+    if (rc < 0)
+        return rc;
+    if (!cb_digest_eq(&now.sum.digest, &c->sum.digest)) {
+        CB_AUTO_FREE char *title = title_of(o);
+        cb_fail(err, CB_E_CONFLICT, "layer %s: %s: files changed after the build began",
+                o->layer->name, title);
+        return cb_hint(err, "run the same line again");
+    }
+    c->path = cb_take_ptr(&path);
+    return 0;
+}
+
+int contents_keep(struct build *b, size_t first, struct cb_error *err)
+{
+    struct keeping k = {.folder = {.fd = -1}};
+    int rc = for_each_file_content(b, first, keep, &k, err);
+    context_folder_close(&k.folder);
+    return rc;
+}
+
+/* ---- in a plan ---- */
+
+static json_t *content_json(const struct content *c)
+{
+    char digest[CB_DIGEST_LEN + 1];
+    cb_digest_text(&c->sum.digest, digest);
+    return json_pack("{s:o, s:I, s:I}", "digest", c->known ? json_string(digest) : json_null(),
+                     "entries", (json_int_t)c->sum.entries, "bytes", (json_int_t)c->sum.bytes);
+}
+
+json_t *contents_json(const struct build *b, size_t i)
+{
+    const struct layer *l = &b->c->layers[i];
+    json_t *out = json_array();
+    for (size_t k = 0; k < l->n_context; k++) {
+        const struct context_source *s = &l->context[k];
+        json_t *o = content_json(&b->contents->layers[i].context[k]);
+        (void)json_object_set_new(o, s->src ? "src" : "git", json_string(s->src ? s->src : s->git));
+        (void)json_object_set_new(o, "dst", json_string(s->dst));
+        (void)json_array_append_new(out, o);
+    }
+    return out;
+}
+
+json_t *contents_copies_json(const struct build *b, size_t i)
+{
+    const struct commands *cmds = &b->c->layers[i].init_commands;
+    json_t *out = json_array();
+    for (size_t k = 0; k < cmds->n; k++) {
+        if (cmds->v[k].type != COMMAND_COPY)
+            continue;
+        json_t *o = content_json(&b->contents->layers[i].copied[k]);
+        (void)json_object_set_new(o, "command", json_integer((json_int_t)k + 1));
+        (void)json_array_append_new(out, o);
+    }
+    return out;
+}
+
+/* ---- into the machine ---- */
+
+static int send(struct talk *t, const struct content *c, struct guest_copy *g, const char *to,
+                struct cb_error *err)
+{
+    CB_AUTO_FREE char *clean = path_clean(to);
+    CB_AUTO_FD fd = open(c->path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return cb_fail_sys(err, errno, "open %s", c->path);
+    g->to = clean;
+    g->folder = c->folder;
+    g->fd = fd;
+    return session_copy(t->s, g, err);
+}
+
+/* Files that do not fit the image are the author's to mend; the rest is the machine's failure. */
+static int fail_send(struct talk *t, const char *layer, const char *title, struct cb_error *err)
+{
+    cb_wrap(err, "layer %s: %s", layer, title);
+    int rc = talk_explain(t, err);
+    emit_step_end(&t->b->em, 1, err);
+    return rc;
+}
+
+int run_contexts(struct talk *t, const struct build_layer *l, struct cb_error *err)
+{
+    struct build *b = t->b;
+    size_t at = (size_t)(l - b->layers);
+    for (size_t i = 0; i < l->declared->n_context; i++) {
+        const struct origin o = {.layer = l->declared, .source = &l->declared->context[i]};
+        const struct content *c = &b->contents->layers[at].context[i];
+        if (!c->path)
+            continue;
+        CB_AUTO_FREE char *title = title_of(&o);
+        int step = emit_step_start(&b->em, PHASE_PRE_BUILD, l->declared->name, title);
+        struct guest_copy g = {.step = (uint32_t)step, .mode = -1, .user = t->state.now.user};
+        int rc = send(t, c, &g, o.source->dst, err);
+        if (rc < 0)
+            return fail_send(t, l->declared->name, title, err);
+        emit_step_end(&b->em, 0, NULL);
+    }
+    return 0;
+}
+
+int run_copy(struct talk *t, const struct layer *l, size_t i, struct cb_error *err)
+{
+    struct build *b = t->b;
+    const struct command *cmd = &l->init_commands.v[i];
+    const struct content *c = &b->contents->layers[l - b->c->layers].copied[i];
+    CB_AUTO_FREE char *title = command_title(cmd);
+    int step = emit_step_start(&b->em, PHASE_RECIPE, l->name, title);
+    struct copy_args args;
+    const char *wrong = copy_args_parse(&cmd->args, &args);
+    if (wrong || !c->path)
+        return cb_fail(err, CB_E_BUG, "layer %s: a copy that was not prepared", l->name);
+    struct guest_copy g = {.step = (uint32_t)step,
+                           .mode = args.chmod,
+                           .owner = args.chown,
+                           .user = t->state.now.user,
+                           .as_root = cmd->run_as_root};
+    int rc = send(t, c, &g, args.to, err);
+    if (rc < 0) {
+        CB_AUTO_FREE char *which =
+            cb_xasprintf("command %zu of %zu: %s", i + 1, l->init_commands.n, title);
+        return fail_send(t, l->name, which, err);
+    }
+    emit_step_end(&b->em, 0, NULL);
+    return 0;
+}
