@@ -81,6 +81,7 @@ void build_release(struct build *b)
     warm_state_release(&b->warm);
     places_free(b->places);
     cb_strv_release(&b->unknown);
+    egress_free(b->egress);
     store_free(b->store);
     emitter_release(&b->em);
 }

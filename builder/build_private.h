@@ -2,6 +2,7 @@
 #pragma once
 
 #include "builder/builder.h"
+#include "builder/egress.h"
 #include "builder/emit.h"
 #include "builder/machine.h"
 #include "builder/warm.h"
@@ -51,6 +52,8 @@ struct build {
     uint64_t size_bytes_asked;
     struct contents *contents; /* what the layers take from outside (builder/contexts.h) */
     bool have_lower; /* what the first missing layer stands on was made while it arrived */
+
+    struct egress *egress; /* what commands may reach; NULL: everything */
 
     struct layer_blob agent_layer; /* the image's last layer */
     bool have_agent_layer;

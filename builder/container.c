@@ -160,7 +160,7 @@ static int prepare(struct starting *s, bool probe, struct cb_error *err)
     if (rc == 0)
         rc = make_rootfs(s, err);
     if (rc == 0)
-        rc = netns_open(s->c->dir, s->spec->network, &s->c->ns, err);
+        rc = netns_open(s->c->dir, s->spec->network, s->spec->gateway, &s->c->ns, err);
     if (rc == 0)
         rc = attach_disks(s, err);
     return rc < 0 ? rc : write_config(s, err);

@@ -76,6 +76,7 @@ static const struct tool {
 } tools[] = {
     {QEMU_PROGRAM, "-version", "qemu-system-x86", DOCTOR_BAD, "runs builds and boots images"},
     {"slirp4netns", "--version", "slirp4netns", DOCTOR_BAD, "the network of builds"},
+    {"nft", "--version", "nftables", DOCTOR_WARN, "holds what a config allows of the network"},
     {"gpgv", "--version", "gpgv debian-archive-keyring", DOCTOR_BAD, "verifies what Debian signed"},
     {"mmdebstrap", "--version", "mmdebstrap", DOCTOR_WARN, "makes minimal-debian"},
     {"runc", "--version", "runc", DOCTOR_WARN, "the container builder"},
@@ -155,7 +156,7 @@ static void check_network(struct report *r)
     struct netns *ns = NULL;
     if (!r->tmp)
         return;
-    if (netns_open(r->tmp, true, &ns, &err) < 0)
+    if (netns_open(r->tmp, true, NULL, &ns, &err) < 0)
         add_error(r, DOCTOR_BAD, "build network", &err);
     else
         add(r, DOCTOR_OK, "build network", cb_xstrdup("slirp4netns serves a namespace"), NULL);

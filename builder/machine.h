@@ -13,6 +13,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+struct gateway;
+
 enum machine_mode {
     MACHINE_BUILD, /* run layers over the lower */
     MACHINE_BOOT,  /* boot the image as the finished machine */
@@ -61,6 +63,7 @@ struct machine_spec {
     const char *output;  /* BUILD: sparse raw file, written: diff tars */
     uint32_t vcpus, memory_mib;
     bool network;
+    struct gateway *gateway; /* between the machine and the network; or NULL */
     bool allow_host_network; /* without namespaces: QEMU's own user network, said in the log */
     /* vm: */
     bool parks; /* BUILD: the agent lets itself be saved before it looks at a disk */

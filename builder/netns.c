@@ -1,5 +1,6 @@
 #include "builder/netns.h"
 
+#include "builder/gateway.h"
 #include "builder/machine.h"
 #include "support/cleanup.h"
 #include "support/clock.h"
@@ -69,30 +70,46 @@ static int refuse_link_local(int sock)
     return ioctl(sock, SIOCADDRT, &rt);
 }
 
-/* Runs in the child, system calls only. Reports and waits on @in until the parent is done. */
-__attribute__((noreturn)) static void maker_main(int out, int in, bool user, uid_t uid, gid_t gid)
+static void make_user(int out, uid_t uid, gid_t gid)
 {
-    if (unshare(CLONE_NEWNET | (user ? CLONE_NEWUSER : 0)) < 0)
+    char map[64];
+    if (unshare(CLONE_NEWUSER) < 0)
         maker_end(out, errno, "unshare");
-    if (user) {
-        char map[64];
-        write_self(out, "/proc/self/setgroups", "deny");
-        (void)snprintf(map, sizeof(map), "0 %u 1", (unsigned)uid);
-        write_self(out, "/proc/self/uid_map", map);
-        (void)snprintf(map, sizeof(map), "0 %u 1", (unsigned)gid);
-        write_self(out, "/proc/self/gid_map", map);
-    }
+    write_self(out, "/proc/self/setgroups", "deny");
+    (void)snprintf(map, sizeof(map), "0 %u 1", (unsigned)uid);
+    write_self(out, "/proc/self/uid_map", map);
+    (void)snprintf(map, sizeof(map), "0 %u 1", (unsigned)gid);
+    write_self(out, "/proc/self/gid_map", map);
+}
+
+/* A network namespace: reports it, and waits on @in until the parent has it. */
+static void make_net(int out, int in)
+{
+    if (unshare(CLONE_NEWNET) < 0)
+        maker_end(out, errno, "unshare");
     int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     struct ifreq lo = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};
     if (sock < 0 || ioctl(sock, SIOCSIFFLAGS, &lo) < 0)
         maker_end(out, errno, "bring up lo");
     if (refuse_link_local(sock) < 0)
         maker_end(out, errno, "add a route");
+    (void)close(sock);
     struct maker_report ok = {0};
     char c;
-    if (write(out, &ok, sizeof(ok)) == (ssize_t)sizeof(ok))
-        while (read(in, &c, 1) < 0 && errno == EINTR) {
-        }
+    if (write(out, &ok, sizeof(ok)) != (ssize_t)sizeof(ok))
+        _exit(1);
+    while (read(in, &c, 1) < 0 && errno == EINTR) {
+    }
+}
+
+/* Runs in the child, system calls only. */
+__attribute__((noreturn)) static void maker_main(int out, int in, size_t n, bool user, uid_t uid,
+                                                 gid_t gid)
+{
+    if (user)
+        make_user(out, uid, gid);
+    for (size_t i = 0; i < n; i++)
+        make_net(out, in);
     _exit(0);
 }
 
@@ -116,7 +133,29 @@ static int open_ns(pid_t pid, const char *kind, struct cb_error *err)
     return fd < 0 ? cb_fail_sys(err, errno, "open %s", path) : fd;
 }
 
-static int make_namespace(int *net_fd, int *user_fd, struct cb_error *err)
+/* The child's next namespace, as an owned descriptor; with @user_fd its user namespace as well. */
+static int take_namespace(pid_t pid, int report, int done, int *user_fd, struct cb_error *err)
+{
+    struct maker_report r = {.sys = ECHILD, .what = "child"};
+    ssize_t n;
+    do {
+        n = read(report, &r, sizeof(r));
+    } while (n < 0 && errno == EINTR);
+    r.what[sizeof(r.what) - 1] = '\0';
+    if (r.sys)
+        return no_namespaces(&r, err);
+    if (user_fd && (*user_fd = open_ns(pid, "user", err)) < 0)
+        return *user_fd;
+    CB_AUTO_FD net = open_ns(pid, "net", err);
+    if (net < 0)
+        return net;
+    if (write(done, "", 1) != 1)
+        return cb_fail_sys(err, errno, "make a namespace");
+    return cb_take_fd(&net);
+}
+
+/* @net_fds: @n namespaces, all of the user namespace *@user_fd, or of ours (-1) as root. */
+static int make_namespaces(int *net_fds, size_t n, int *user_fd, struct cb_error *err)
 {
     bool user = geteuid() != 0;
     int up[2], down[2];
@@ -135,34 +174,25 @@ static int make_namespace(int *net_fd, int *user_fd, struct cb_error *err)
         return cb_fail_sys(err, errno, "make a namespace");
     if (pid == 0) {
         (void)close(done_out); /* our end alone keeps it waiting */
-        maker_main(report_out, done_in, user, uid, gid);
+        maker_main(report_out, done_in, n, user, uid, gid);
     }
     cb_close(cb_take_fd(&report_out));
-    struct maker_report r = {.sys = ECHILD, .what = "child"};
-    ssize_t n;
-    do {
-        n = read(report_in, &r, sizeof(r));
-    } while (n < 0 && errno == EINTR);
-    r.what[sizeof(r.what) - 1] = '\0';
-    int rc = r.sys ? no_namespaces(&r, err) : 0;
-    CB_AUTO_FD net = rc < 0 ? -1 : open_ns(pid, "net", err);
-    CB_AUTO_FD usr = net < 0 || !user ? -1 : open_ns(pid, "user", err);
-    if (rc == 0 && (net < 0 || (user && usr < 0)))
-        rc = -CB_E_SYS;
+    int rc = 0;
+    for (size_t i = 0; i < n && rc >= 0; i++) {
+        rc = take_namespace(pid, report_in, done_out, user && i == 0 ? user_fd : NULL, err);
+        if (rc >= 0)
+            net_fds[i] = rc;
+    }
     cb_close(cb_take_fd(&done_out));
     while (waitpid(pid, NULL, 0) < 0 && errno == EINTR) {
     }
-    if (rc == 0) {
-        *net_fd = cb_take_fd(&net);
-        *user_fd = cb_take_fd(&usr);
-    }
-    return rc;
+    return rc < 0 ? rc : 0;
 }
 
 int netns_probe(struct cb_error *err)
 {
     int net = -1, user = -1;
-    int rc = make_namespace(&net, &user, err);
+    int rc = make_namespaces(&net, 1, &user, err);
     cb_close(net);
     cb_close(user);
     return rc;
@@ -220,7 +250,8 @@ static int start_slirp(struct netns *ns, const char *dir, struct cb_error *err)
     CB_AUTO_FD log = open(log_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
     if (log < 0)
         return cb_fail_sys(err, errno, "open %s", log_path);
-    CB_AUTO_FREE char *net = cb_xasprintf("/proc/%d/fd/%d", (int)getpid(), ns->net_fd);
+    CB_AUTO_FREE char *net = cb_xasprintf("/proc/%d/fd/%d", (int)getpid(),
+                                          ns->outer_fd >= 0 ? ns->outer_fd : ns->net_fd);
     CB_AUTO_FREE char *user =
         cb_xasprintf("--userns-path=/proc/%d/fd/%d", (int)getpid(), ns->user_fd);
     const char *argv[16];
@@ -252,15 +283,21 @@ static int start_slirp(struct netns *ns, const char *dir, struct cb_error *err)
     return wait_ready(ns, ready_in, dir, err);
 }
 
-int netns_open(const char *dir, bool network, struct netns **out, struct cb_error *err)
+int netns_open(const char *dir, bool network, struct gateway *gateway, struct netns **out,
+               struct cb_error *err)
 {
     struct netns *ns = cb_xcalloc(1, sizeof(*ns));
-    *ns = (struct netns){.net_fd = -1, .user_fd = -1, .exit_fd = -1, .dir_fd = -1};
-    int rc = make_namespace(&ns->net_fd, &ns->user_fd, err);
+    *ns = (struct netns){.net_fd = -1, .outer_fd = -1, .user_fd = -1, .exit_fd = -1, .dir_fd = -1};
+    int fds[2] = {-1, -1};
+    int rc = make_namespaces(fds, gateway ? 2 : 1, &ns->user_fd, err);
+    ns->net_fd = fds[0];
+    ns->outer_fd = fds[1];
     if (rc == 0 && network) {
         ns->dir_fd = open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
         rc = ns->dir_fd < 0 ? cb_fail_sys(err, errno, "open %s", dir) : start_slirp(ns, dir, err);
     }
+    if (rc == 0 && gateway)
+        rc = gateway_start(gateway, ns, err);
     if (rc < 0) {
         netns_close(ns);
         return rc;
@@ -276,6 +313,7 @@ void netns_close(struct netns *ns)
     cb_close(ns->exit_fd);
     cb_proc_stop(ns->slirp, false, ns->slirp > 0 ? 500 : 0);
     cb_close(ns->net_fd);
+    cb_close(ns->outer_fd);
     cb_close(ns->user_fd);
     if (ns->dir_fd >= 0)
         (void)unlinkat(ns->dir_fd, API_SOCKET, 0);

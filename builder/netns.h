@@ -16,20 +16,25 @@
 #define NETNS_ADDRESS "10.0.2.100"
 #define NETNS_DNS "10.0.2.3"
 
+struct gateway;
+
 struct netns {
-    int net_fd;  /* the network namespace */
-    int user_fd; /* the user namespace that owns it; -1: ours (as root) */
-    int exit_fd; /* slirp4netns ends when this closes; -1: without a network */
-    int dir_fd;  /* the folder that holds its API socket */
+    int net_fd;   /* the network namespace that machines join */
+    int outer_fd; /* with a gateway: the one behind it, where slirp4netns is; else -1 */
+    int user_fd;  /* the user namespace that owns it; -1: ours (as root) */
+    int exit_fd;  /* slirp4netns ends when this closes; -1: without a network */
+    int dir_fd;   /* the folder that holds its API socket */
     pid_t slirp;
 };
 
 /* Can this machine make such a namespace? -CB_E_ENV with a hint when not. Leaves nothing. */
 int netns_probe(struct cb_error *err);
 /* @dir holds the socket and the log. Without @network the namespace has a loopback and nothing
- * else.
+ * else. With @gateway (started here, borrowed; may be NULL) there are two: machines join one that
+ * has the same addresses, and from it the gateway alone leads to the other.
  * *@out is owned: netns_close(). */
-int netns_open(const char *dir, bool network, struct netns **out, struct cb_error *err);
+int netns_open(const char *dir, bool network, struct gateway *gateway, struct netns **out,
+               struct cb_error *err);
 void netns_close(struct netns *ns); /* NULL is fine */
 /* The namespaces for cb_proc_spec.setns, in the order to join: fills @fds, returns how many. */
 size_t netns_fds(const struct netns *ns, int fds[2]);

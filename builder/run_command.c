@@ -55,11 +55,15 @@ static int fail_command(struct build *b, const struct layer *l, size_t i, const 
                         const char *how, struct cb_error *err)
 {
     CB_AUTO_FREE char *tail = emit_tail(&b->em);
+    CB_AUTO_FREE char *refused = egress_refused(b->egress);
     for (size_t n = strlen(tail); n && tail[n - 1] == '\n'; n--)
         tail[n - 1] = '\0';
-    cb_fail(err, CB_E_COMMAND, "layer %s: command %zu of %zu %s: %s%s%s", l->name, i + 1,
-            l->init_commands.n, how, title,
+    cb_fail(err, CB_E_COMMAND, "layer %s: command %zu of %zu %s: %s%s%s%s", l->name, i + 1,
+            l->init_commands.n, how, title, refused,
             tail[0] ? "\nits last lines:\n" : "\nit printed nothing", tail);
+    if (refused[0])
+        return cb_hint(err, "if it has to reach them, say so in the file: `allowed_hosts` of the "
+                            "command, or `config.network_policy`");
     return cb_hint(err,
                    "mend the command and run the same line again; the layers before it are kept");
 }
@@ -203,7 +207,7 @@ static int run_program(struct talk *t, const struct layer *l, size_t i, struct c
     return 0;
 }
 
-int run_command(struct talk *t, const struct layer *l, size_t i, struct cb_error *err)
+static int run_by_type(struct talk *t, const struct layer *l, size_t i, struct cb_error *err)
 {
     switch (l->init_commands.v[i].type) {
     case COMMAND_SHELL:
@@ -217,4 +221,13 @@ int run_command(struct talk *t, const struct layer *l, size_t i, struct cb_error
     case COMMAND_TYPE_N: break;
     }
     return cb_fail(err, CB_E_BUG, "layer %s: a command that should have been refused", l->name);
+}
+
+int run_command(struct talk *t, const struct layer *l, size_t i, struct cb_error *err)
+{
+    struct egress *egress = t->b->egress;
+    int rc = egress_hold(egress, &l->init_commands.v[i], err);
+    if (rc >= 0)
+        rc = run_by_type(t, l, i, err);
+    return rc < 0 ? rc : egress_hold(egress, NULL, err);
 }

@@ -187,6 +187,11 @@ static void on_note(void *arg, const char *text)
     emit_note(&((struct build *)arg)->em, "%s", text);
 }
 
+static void on_tick(void *arg)
+{
+    egress_poll(((struct build *)arg)->egress);
+}
+
 static int make_sparse(const char *path, uint64_t size, int *fd_out, struct cb_error *err)
 {
     CB_AUTO_FD fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
@@ -217,7 +222,9 @@ static int start_machine(struct talk *t, const char *lower, struct cb_error *err
 {
     struct build *b = t->b;
     const struct machine_driver *driver = NULL;
-    int rc = build_choose_driver(b, &driver, err);
+    int rc = egress_open(b->c, b->settings, &b->em, &b->egress, err);
+    if (rc == 0)
+        rc = build_choose_driver(b, &driver, err);
     if (rc < 0)
         return rc;
     CB_AUTO_FREE char *scratch = cb_xasprintf("%s/scratch.ext4", b->o->work_dir);
@@ -239,6 +246,7 @@ static int start_machine(struct talk *t, const char *lower, struct cb_error *err
         .vcpus = tier_vcpus(b->c->tier),
         .memory_mib = tier_memory_mib(b->c->tier) < 2048 ? 2048 : tier_memory_mib(b->c->tier),
         .network = !config_without_network(b->c),
+        .gateway = egress_gateway(b->egress),
         .allow_host_network = b->settings->allow_host_network,
         .kernel = b->kernel.image,
         .initramfs = b->initramfs,
@@ -246,7 +254,7 @@ static int start_machine(struct talk *t, const char *lower, struct cb_error *err
         .note = on_note,
         .note_arg = b,
     };
-    struct session_callbacks cb = {.output = on_output, .note = on_note, .arg = b};
+    struct session_callbacks cb = {.output = on_output, .note = on_note, .tick = on_tick, .arg = b};
     const struct saved_boot boot = {.kernel = b->kernel_digest, .initramfs = b->initramfs_digest};
     rc = saved_start(b->settings, driver, &boot, &spec, &cb, &t->m, &t->s, err);
     if (rc < 0)

@@ -155,11 +155,11 @@ static int prepare_network(struct starting *s, struct cb_error *err)
 {
     const struct machine_spec *spec = s->spec;
     CB_AUTO_ERROR why = CB_ERROR_INIT;
-    int rc = netns_open(s->dir, spec->network, &s->vm->ns, &why);
+    int rc = netns_open(s->dir, spec->network, spec->gateway, &s->vm->ns, &why);
     s->q.net = spec->network ? QEMU_NET_SANDBOXED : QEMU_NET_NONE;
     s->q.dns = NETNS_DNS;
     if (rc < 0 && spec->network) {
-        if (rc != -CB_E_ENV || !spec->allow_host_network)
+        if (rc != -CB_E_ENV || !spec->allow_host_network || spec->gateway)
             return cb_error_move(err, &why);
         note(spec,
              "the guest uses this machine's network and can reach its loopback at " GUEST_GATEWAY

@@ -120,7 +120,7 @@ static void layer_release(struct layer *l)
     loc_release(&l->loc);
 }
 
-void config_note_release(struct config_note *n)
+static void note_release(struct config_note *n)
 {
     free(n->field);
     loc_release(&n->loc);
@@ -140,7 +140,7 @@ void config_free(struct workload_config *c)
     commands_release(&c->boot_commands);
     free(c->healthcheck.command);
     for (size_t i = 0; i < c->n_unsupported; i++)
-        config_note_release(&c->unsupported[i]);
+        note_release(&c->unsupported[i]);
     free(c->unsupported);
     char *const texts[] = {c->file,
                            c->display_name,

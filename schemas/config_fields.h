@@ -27,9 +27,6 @@ bool read_id(struct reader *r, const struct at *at, const struct doc_node *n, co
 bool read_inner_path(struct reader *r, const struct at *at, const struct doc_node *n,
                      const struct field *f, void *to); /* char *: relative, without ".." */
 bool user_valid(const char *text);
-/* config.c */
-void config_note_release(struct config_note *n);
-
 /* network_policy.c */
 bool read_host(struct reader *r, const struct at *at, const struct doc_node *n,
                const struct field *f, void *to); /* char * */

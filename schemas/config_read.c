@@ -213,12 +213,8 @@ static const struct field config_fields[] = {
     {.name = "network_policy_preset",
      .read = read_choice,
      .more = presets,
-     .offset = AT(network_policy_preset),
-     .note = "network_policy_preset"},
-    {.name = "network_policy",
-     .read = read_network_policy,
-     .offset = AT(network_policy),
-     .note = "network_policy"},
+     .offset = AT(network_policy_preset)},
+    {.name = "network_policy", .read = read_network_policy, .offset = AT(network_policy)},
     {.name = "auth", .read = read_auth, .offset = AT(auth), .note = "auth"},
     {.name = "init", .read = read_init, .offset = AT(init), .note = "init"},
     {.name = "snapshot", .read = read_choice, .more = snapshots, .offset = AT(snapshot)},
@@ -519,23 +515,6 @@ static bool is_full(const struct doc_node *root)
     return beside;
 }
 
-/* `open` is what a build has anyway, and `none` is acted on where nothing widens it. */
-static void drop_preset_note(struct workload_config *c)
-{
-    const char *preset = c->network_policy_preset;
-    if (!preset || (!config_without_network(c) && strcmp(preset, "open") != 0))
-        return;
-    for (size_t i = 0; i < c->n_unsupported; i++) {
-        if (strcmp(c->unsupported[i].field, "network_policy_preset") != 0)
-            continue;
-        config_note_release(&c->unsupported[i]);
-        memmove(&c->unsupported[i], &c->unsupported[i + 1],
-                (c->n_unsupported - i - 1) * sizeof(c->unsupported[i]));
-        c->n_unsupported--;
-        return;
-    }
-}
-
 void config_read(struct reader *r, struct workload_config *c)
 {
     const struct doc_node *root = r->doc->root;
@@ -549,7 +528,6 @@ void config_read(struct reader *r, struct workload_config *c)
         (void)read_map(r, NULL, root, top_fields, c);
     else
         (void)read_workload(r, NULL, root, NULL, c);
-    drop_preset_note(c);
     if (c->n_unsupported)
         qsort(c->unsupported, c->n_unsupported, sizeof(*c->unsupported), compare_notes);
 }

@@ -242,7 +242,7 @@ int network_policy_parse(const char *text, size_t len, const char *name, struct 
                          struct config_problems *problems, struct cb_error *err)
 {
     struct doc d;
-    struct network_policy p = {0};
+    struct network_policy p = {.otherwise = POLICY_UNSAID};
     if (doc_read(&d, text, len, name, CONFIG_AUTO, problems)) {
         struct reader r = {.doc = &d, .problems = problems};
         (void)read_map(&r, NULL, d.root, policy_fields, &p);

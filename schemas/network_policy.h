@@ -11,7 +11,7 @@
 
 #include "schemas/config.h"
 
-enum policy_action { POLICY_ALLOW, POLICY_DENY };
+enum policy_action { POLICY_ALLOW, POLICY_DENY, POLICY_UNSAID };
 enum policy_protocol { POLICY_ANY, POLICY_TCP, POLICY_UDP };
 
 struct policy_ports {
@@ -28,7 +28,7 @@ struct policy_rule {
 };
 
 struct network_policy {
-    enum policy_action otherwise;
+    enum policy_action otherwise; /* `default`; POLICY_UNSAID: allow, or what a preset says */
     struct policy_rule *rules;
     size_t n_rules;
 };

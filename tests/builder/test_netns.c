@@ -53,7 +53,7 @@ static void test_namespace_routes_everything_but_link_local(void **state)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct netns *ns = NULL;
-    assert_ok(netns_open(*state, true, &ns, &err), &err);
+    assert_ok(netns_open(*state, true, NULL, &ns, &err), &err);
     assert_int_equal(run_inside(ns, loopback), 0);
     assert_int_equal(run_inside(ns, elsewhere), 0);
     assert_int_equal(run_inside(ns, link_local), EHOSTUNREACH);
@@ -69,7 +69,7 @@ static void test_namespace_without_network_has_a_loopback_alone(void **state)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct netns *ns = NULL;
-    assert_ok(netns_open(*state, false, &ns, &err), &err);
+    assert_ok(netns_open(*state, false, NULL, &ns, &err), &err);
     assert_int_equal(run_inside(ns, loopback), 0);
     assert_int_equal(run_inside(ns, elsewhere), ENETUNREACH);
     assert_int_equal(run_inside(ns, link_local), EHOSTUNREACH);
@@ -84,7 +84,7 @@ static void test_forward_of_a_port_that_is_taken_says_so(void **state)
     uint16_t port;
     CB_AUTO_FD listener = machine_listen(&port);
     assert_true(listener >= 0);
-    assert_ok(netns_open(*state, true, &ns, &err), &err);
+    assert_ok(netns_open(*state, true, NULL, &ns, &err), &err);
     int rc = netns_forward(ns, port, 80, &err);
     assert_non_null(err.hint);
     assert_non_null(strstr(err.hint, "--forward HOST:GUEST"));
@@ -101,7 +101,7 @@ static void test_namespace_dies_with_its_owner(void **state)
     if (pid == 0) {
         CB_AUTO_ERROR err = CB_ERROR_INIT;
         struct netns *ns = NULL;
-        if (netns_open(*state, true, &ns, &err) < 0 ||
+        if (netns_open(*state, true, NULL, &ns, &err) < 0 ||
             write(up[1], &ns->slirp, sizeof(ns->slirp)) < 0)
             _exit(1);
         for (;;)
@@ -125,7 +125,7 @@ int main(void)
     char dir[] = "/tmp/cb-netns-XXXXXX";
     struct netns *ns = NULL;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
-    int rc = mkdtemp(dir) ? netns_open(dir, true, &ns, &err) : -1;
+    int rc = mkdtemp(dir) ? netns_open(dir, true, NULL, &ns, &err) : -1;
     netns_close(ns);
     CB_AUTO_ERROR ignored = CB_ERROR_INIT;
     (void)cb_remove_tree(dir, &ignored);

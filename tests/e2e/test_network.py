@@ -1,8 +1,9 @@
 """What a guest reaches: the network, and neither the host's loopback nor 169.254.0.0/16."""
 
+import socket
 import unittest
 
-from harness import E2E, Listener, mirror_host
+from harness import E2E, Listener, mirror_host, without
 
 PROBE = r"""
 try() { # what leads nowhere is given 10 s; all at once
@@ -32,6 +33,26 @@ echo interfaces: $(sed -n 's/^ *\([^ :]*\):.*/\1/p' /proc/net/dev)
 if timeout 60 getent hosts MIRROR >/dev/null; then echo resolves: REACHED; else echo resolves: no; fi
 perl -MSocket -e 'socket(S, PF_INET, SOCK_STREAM, 0) && bind(S, sockaddr_in(8080, INADDR_LOOPBACK)) && listen(S, 1) &&
     socket(C, PF_INET, SOCK_STREAM, 0) && connect(C, sockaddr_in(8080, INADDR_LOOPBACK)) && print "loopback: yes\n"'
+"""
+
+
+# Each line is what came back: nothing where nothing is to come.
+POLICY = r"""
+get() { # NAME HOST ADDRESS PORT: the first words of an answer
+    echo "$1=$(timeout 20 bash -c "exec 3<>/dev/tcp/$3/$4 && printf 'GET / HTTP/1.1\r\nHost: $2\r\nConnection: close\r\n\r\n' >&3 && head -c 8 <&3" 2>/dev/null)"
+}
+probe() {
+    get address hidden.example ADDRESS 80 # before any name was asked for
+    get name MIRROR MIRROR 80
+    get other other.example MIRROR 80
+    get port MIRROR MIRROR 443
+    get unknown other.example other.example 80
+    get raw x 198.51.100.7 443
+    get metadata x 169.254.169.254 80
+    get ipv6 x 2001:db8::1 80
+    get gateway x 10.0.2.2 80
+    echo "udp=$(timeout 20 bash -c 'exec 3<>/dev/udp/198.51.100.7/443 && echo x >&3 && sleep 0.2 && echo x >&3 && echo sent' 2>/dev/null)"
+}
 """
 
 
@@ -82,8 +103,56 @@ class Network:
         self.assertEqual(got.output("probe"), "")  # the key is the same: cached
 
 
+    def test_only_what_is_allowed(self):
+        mirror = mirror_host()
+        address = socket.gethostbyname(mirror)
+        ask = lambda text: {"args": ["bash", "-c", text], "run_as_root": True}
+        policy = POLICY.replace("MIRROR", mirror).replace("ADDRESS", address)
+        layers = [
+            ("names", [{**ask(policy + "probe"), "allowed_hosts": [mirror]}, ask(policy + "echo next; probe")]),
+            ("rules", [{**ask(policy + "probe"), "allowed_hosts": ["*.example.org"]}, ask(policy + "echo next; probe")]),
+        ]
+        rules = {"default": "deny", "egress": [{"host": "unknown.invalid"}, {"host": mirror, "ports": [443], "action": "deny"}]}
+        config = self.home.config("held", layers, config={"network_policy": rules})
+        got = self.ok(self.home.build(config, "--isolation", self.builder, "--no-boot-check"))
+        first, then = got.output("names").split("next\n")
+        seen = dict(line.split("=", 1) for line in first.splitlines())
+        self.assertRegex(seen.pop("name"), r"^HTTP/1\.")
+        self.assertEqual(set(seen.values()), {""}, first)
+        self.assertEqual(len(seen), 9)
+        for text in (then, *got.output("rules").split("next\n")):  # a step's hosts are its own
+            self.assertEqual({line.split("=", 1)[1] for line in text.splitlines()}, {""}, text)
+        notes = "\n".join(n["text"] for n in got.of("note"))
+        self.assertIn(f"the name other.example was refused by the command's allowed_hosts; allowed are {mirror}", notes)
+        self.assertIn(f"a connection to {address}:80 was refused by the command's allowed_hosts; allowed are {mirror}\n", notes)
+        self.assertIn(f"a connection to {mirror}:443 ({address}) was refused by network_policy; allowed are {mirror}\n", notes)
+        self.assertIn("a connection to 198.51.100.7:443 by UDP was refused by", notes)
+        self.assertIn(f"the name {mirror} was refused by network_policy; allowed are unknown.invalid\n", notes)
+        self.assertNotIn("not supported yet", str(got.of("warning")))
+
+
 class NetworkContainer(Network, E2E):
     builder = "container"
+
+    def test_a_step_that_fails_says_what_was_refused(self):
+        step = {"args": ["bash", "-c", "getent hosts one.example two.example; exec 3<>/dev/tcp/198.51.100.7/22; cat <&3"]}
+        config = self.home.config("fails", [("a", [step])], config={"network_policy_preset": "packages-only"})
+        got = self.home.build(config, "--isolation", "container", "--no-boot-check")
+        self.assertEqual(got.rc, 1)
+        self.assertIn("\nit was refused on its way out: one.example, two.example, 198.51.100.7:22\nits last lines:", got.error)
+        self.assertIn("`allowed_hosts` of the command", got.text)
+        config = self.home.config("packages", [("a", [f"getent hosts {mirror_host()}"])],
+                                  config={"network_policy_preset": "packages-only"})
+        self.ok(self.home.build(config, "--isolation", "container", "--no-boot-check"))
+
+    def test_what_cannot_be_held_is_not_built(self):
+        config = self.home.config("unheld", [("a", ["true"])], config={"network_policy": {"default": "deny"}})
+        for more in ((), ("--allow-host-network",)):
+            got = self.home.build(config, "--isolation", "container", "--no-boot-check", *more, prefix=without("nft"))
+            self.assertEqual(got.rc, 3)
+            self.assertIn("nothing here can see to that: nft is not on this machine", got.error)
+            self.assertIn("apt-get install nftables", got.text)
+            self.assertEqual(got.commands_run(), [])
 
 
 class NetworkVm(Network, E2E):

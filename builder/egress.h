@@ -1,0 +1,31 @@
+/* egress: what a build's commands may reach: the policies of a config, which of them holds, and
+ * what the gateway (builder/gateway.h) says about it. Private to builder/. */
+#pragma once
+
+#include "builder/gateway.h"
+#include "schemas/config.h"
+#include "schemas/settings.h"
+
+struct emitter;
+struct egress;
+
+/* Where distributions and languages keep their packages (`packages-only`); NULL ends it. */
+extern const char *const egress_package_hosts[];
+
+/* Reads what @c says. *@out is owned: egress_free(); NULL when the config closes nothing.
+ * -CB_E_ENV when it closes something and this machine cannot hold it. */
+int egress_open(const struct workload_config *c, const struct settings *settings,
+                struct emitter *em, struct egress **out, struct cb_error *err);
+void egress_free(struct egress *e);
+/* To be put between the machine and the network (machine_spec.gateway). NULL in, NULL out; so it is
+ * with all calls below. */
+struct gateway *egress_gateway(const struct egress *e);
+
+/* What @cmd may reach holds from here, for all that runs in the machine; NULL: what the file says
+ * for all. What was refused before is in the log when this returns. */
+int egress_hold(struct egress *e, const struct command *cmd, struct cb_error *err);
+/* Says in the log what there is to say; cheap. */
+void egress_poll(struct egress *e);
+/* What was refused since the last egress_hold(), as a line for an error text: "\nrefused on the
+ * way: ..." or "". Owned, never NULL. */
+char *egress_refused(struct egress *e);
