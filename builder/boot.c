@@ -96,6 +96,20 @@ static int check_cold(const struct boot_check *bc, struct machine_spec *spec, st
     return rc;
 }
 
+/* The agent says DONE when nothing runs any more; as a service it says so when it has ended what is
+ * its own, and its init goes on to stop the others. */
+static void shut_down(struct machine *m, struct session *s, const char *init, int64_t limit_ms)
+{
+    CB_AUTO_ERROR late = CB_ERROR_INIT;
+    if (!init) {
+        (void)session_shutdown(s, limit_ms, &late);
+        return;
+    }
+    limit_ms = machine_limit(m, limit_ms);
+    if (session_shutdown(s, limit_ms, &late) == 0)
+        machine_wait_end(m, limit_ms);
+}
+
 static void end_machine(struct machine **m, struct session **s, int64_t grace_ms)
 {
     session_free(*s);
@@ -159,10 +173,8 @@ int boot_check_run(const struct boot_check *bc, char **how, struct cb_error *err
     rc = check_cold(bc, &spec, &m, &s, how, err);
     if (rc >= 0 && bc->warm)
         rc = check_warm(bc, &spec, &m, &s, err);
-    if (rc >= 0) {
-        CB_AUTO_ERROR late = CB_ERROR_INIT;
-        (void)session_shutdown(s, SHUTDOWN_MS, &late);
-    }
+    if (rc >= 0)
+        shut_down(m, s, bc->init, SHUTDOWN_MS);
     end_machine(&m, &s, rc >= 0 ? SHUTDOWN_MS : 0);
     return build_machine_done(rc < 0 ? -(int)err->code : 0, err);
 }
@@ -253,6 +265,12 @@ static int start_warm(struct boot *b, struct store *store, const struct settings
     return 0;
 }
 
+/* Else there is a shell on the console whose end is the machine's. */
+static bool ends_by_signal(const struct template_manifest *t)
+{
+    return t->boot.start_argv.n > 0 || t->boot.init;
+}
+
 static int start(struct boot *b, struct store *store, const struct settings *settings,
                  const struct template_manifest *t, struct cb_error *err)
 {
@@ -285,7 +303,7 @@ static int start(struct boot *b, struct store *store, const struct settings *set
                                 .forwards = (const uint16_t(*)[2])ports,
                                 .n_forwards = r->n_forwards,
                                 .console_fd = console ? STDOUT_FILENO : -1,
-                                .console_signals = t->boot.start_argv.n > 0,
+                                .console_signals = ends_by_signal(t),
                                 .note = person_note};
     struct session_callbacks cb = {.output = person_output, .note = person_note, .arg = b};
     if (r->warm && (rc = start_warm(b, store, settings, t, &spec, &cb, err)) != 0)
@@ -321,7 +339,7 @@ static int use(struct boot *b, const struct template_manifest *t, struct cb_erro
     if (b->r->once)
         return 0;
     if (!b->r->exec_argv) {
-        fprintf(stderr, "%s powers it off\n", t->boot.start_argv.n ? "Ctrl-C" : "`exit`");
+        fprintf(stderr, "%s powers it off\n", ends_by_signal(t) ? "Ctrl-C" : "`exit`");
         return attend(b, err);
     }
     struct step_result res = {0};
@@ -346,10 +364,10 @@ int boot_template(struct store *s, const struct settings *settings, const struct
         rc = use(&b, t, err);
     if (rc < 0 && b.m && err->code != CB_E_CANCELED)
         add_evidence(err, NULL, b.m);
-    if (b.s) {
-        CB_AUTO_ERROR late = CB_ERROR_INIT;
-        (void)session_shutdown(b.s, rc == -(int)CB_E_CANCELED ? 1000 : SHUTDOWN_MS, &late);
-    }
+    if (b.s && rc == -(int)CB_E_CANCELED)
+        shut_down(b.m, b.s, NULL, 1000);
+    else if (b.s)
+        shut_down(b.m, b.s, t->boot.init, SHUTDOWN_MS);
     session_free(b.s);
     if (b.m)
         b.m->driver->stop(b.m, 500);

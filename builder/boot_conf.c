@@ -66,6 +66,7 @@ int boot_conf_dump(const struct boot_info *b, const struct config_pairs *default
 {
     size_t before = out->len;
     line(out, "hostname", b->hostname);
+    line(out, "init", b->init);
     pairs(out, "env", default_env);
     line(out, "default-user", default_user);
     line(out, "default-workdir", default_workdir);

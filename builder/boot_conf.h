@@ -6,7 +6,7 @@
  *     port NUMBER            user NAME          start-env K=V       command-script TEXT
  *     health PATH            workdir PATH                           command-arg WORD
  *     default-user NAME      default-workdir PATH                   command-env K=V
- *                                                                   command-root 1
+ *     init NAME                                                     command-root 1
  *                                                                   command-timeout MS
  *                                                                   command-user NAME
  *                                                                   command-workdir PATH

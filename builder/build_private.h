@@ -112,6 +112,7 @@ struct boot_check {
     const struct settings *settings;
     const char *image, *kernel, *initramfs, *agent_path, *work_dir, *hostname;
     enum tier tier;
+    const char *init; /* NULL: the agent */
     const struct healthcheck *healthcheck;
     int64_t timeout_ms; /* 0: 60 s, five times that under TCG */
     struct emitter *em;

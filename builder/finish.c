@@ -2,6 +2,7 @@
 #include "builder/boot_conf.h"
 #include "builder/build_private.h"
 #include "builder/documents.h"
+#include "builder/image_init.h"
 #include "builder/state.h"
 
 #include "support/cleanup.h"
@@ -113,6 +114,8 @@ void boot_info_make(const struct build *b, struct boot_info *out)
             cb_strv_add(&out->start_argv, from[i]->v[j]);
     for (size_t i = 0; i < s->env.n; i++)
         config_pairs_set(&out->start_env, s->env.v[i].key, s->env.v[i].value);
+    if (!image_init_is_agent(b->c->init))
+        out->init = cb_xstrdup(b->c->init);
     out->start_user = s->run_as ? cb_xstrdup(s->run_as) : default_user(b);
     out->start_workdir = default_workdir(b);
     out->port = s->port;
@@ -135,6 +138,33 @@ static int tar_entry(struct archive *a, const char *name, mode_t mode, const voi
     if (r != ARCHIVE_OK || (n && archive_write_data(a, data, n) != (la_ssize_t)n))
         return cb_fail(err, CB_E_SYS, "write the agent's layer: %s", archive_error_string(a));
     return 0;
+}
+
+static int tar_link(struct archive *a, const char *name, const char *target, struct cb_error *err)
+{
+    struct archive_entry *e = archive_entry_new();
+    archive_entry_set_pathname(e, name);
+    archive_entry_set_mode(e, S_IFLNK | 0777);
+    archive_entry_set_symlink(e, target);
+    archive_entry_set_mtime(e, 0, 0);
+    int r = archive_write_header(a, e);
+    archive_entry_free(e);
+    if (r != ARCHIVE_OK)
+        return cb_fail(err, CB_E_SYS, "write the agent's layer: %s", archive_error_string(a));
+    return 0;
+}
+
+/* What makes the agent a service of the image's own init. */
+static int tar_service(struct archive *a, const char *init, struct cb_error *err)
+{
+    size_t n = 0;
+    const struct image_init_file *f = image_init_files(init, &n);
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < n; i++)
+        rc = f[i].target
+                 ? tar_link(a, f[i].path, f[i].target, err)
+                 : tar_entry(a, f[i].path, S_IFREG | f[i].mode, f[i].text, strlen(f[i].text), err);
+    return rc;
 }
 
 static int write_agent_tar(const struct build *b, int fd, struct cb_error *err)
@@ -163,6 +193,8 @@ static int write_agent_tar(const struct build *b, int fd, struct cb_error *err)
         rc = tar_entry(a, ".capsule/agent", S_IFREG | 0755, agent.data, agent.len, err);
     if (rc >= 0) /* holds the start command's environment */
         rc = tar_entry(a, ".capsule/boot.conf", S_IFREG | 0600, conf.data, conf.len, err);
+    if (rc >= 0)
+        rc = tar_service(a, b->c->init, err);
     if (rc >= 0 && archive_write_close(a) != ARCHIVE_OK)
         rc = cb_fail(err, CB_E_SYS, "write the agent's layer: %s", archive_error_string(a));
     archive_write_free(a);
@@ -256,6 +288,8 @@ static int make_image(struct build *b, struct cb_error *err)
     cb_human_bytes(b->image.allocated, used, sizeof(used));
     emit_note(&b->em, "image: %s (%s on disk), %llu entries", size, used,
               (unsigned long long)b->image.entries);
+    if ((rc = image_init_check(b->image_tmp, b->c->init, err)) < 0)
+        return rc;
     emit_step_end(&b->em, 0, NULL);
     return 0;
 }
@@ -279,6 +313,7 @@ static int check_boot(struct build *b, struct cb_error *err)
                             .work_dir = b->o->work_dir,
                             .hostname = b->name,
                             .tier = b->c->tier,
+                            .init = b->boot.init,
                             .healthcheck = &b->c->healthcheck,
                             .timeout_ms = b->o->boot_timeout_ms,
                             .em = &b->em,

@@ -168,3 +168,11 @@ char *machine_end_text(struct machine *m)
     CB_AUTO_FREE char *last = machine_console_tail(&log, 1);
     return cb_xasprintf("%s: %s%s%s", m->program, st, *last ? ": " : "", last);
 }
+
+void machine_wait_end(struct machine *m, int64_t timeout_ms)
+{
+    enum { STEP_MS = 100 }; /* between two looks whether somebody wants us to stop */
+    CB_AUTO_ERROR ignored = CB_ERROR_INIT;
+    for (; !m->ended && m->pid > 0 && timeout_ms > 0 && !machine_canceled(); timeout_ms -= STEP_MS)
+        m->ended = cb_proc_wait(m->pid, STEP_MS, &m->status, &ignored) == 1;
+}

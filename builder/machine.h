@@ -138,6 +138,9 @@ char *machine_console_tail(const struct machine *m, unsigned lines);
 /* How it ended ("QEMU: killed by SIGKILL"), or NULL while it lives. Owned. */
 char *machine_end_text(struct machine *m);
 
+/* Waits up to @timeout_ms for it to end by itself, less when machine_cancel() is called. */
+void machine_wait_end(struct machine *m, int64_t timeout_ms);
+
 /* Does KVM run a guest here? Boots one with @agent_path as its init (once; the answer is kept under
  * home until kernel, QEMU or boot change). @why (owned, may be NULL) gets the reason. */
 bool kvm_probe(const struct settings *settings, const char *agent_path, char **why);

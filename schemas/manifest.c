@@ -104,6 +104,7 @@ static const struct field boot_fields[] = {
     F("port", KIND_U16, 0, port),
     F("health_path", KIND_STR, 0, health_path),
     F("hostname", KIND_STR, 0, hostname),
+    F("init", KIND_STR, 0, init),
     F("commands", KIND_COMMANDS, 0, boot_commands),
 #undef F
     {0}};

@@ -45,6 +45,7 @@ struct boot_info {
     uint16_t port;
     char *health_path; /* or NULL */
     char *hostname;
+    char *init; /* "systemd": process 1, with the agent as a service; NULL: the agent */
     struct commands boot_commands;
 };
 void boot_info_release(struct boot_info *b);

@@ -326,6 +326,9 @@ int layer_start(const struct setup *s, const struct layer_spec *l, pid_t *pid, i
 /* mounts.c: what a root folder needs. In a layer: in the current folder, which then becomes the
  * root. */
 int mounts_for_layer(struct fail *f);
+/* proc, sys, dev, and a root that can be written to: what another init expects to find as well. */
+void mounts_of_kernel(void);
+/* The others. */
 void mounts_for_boot(void);
 
 /* --- park.c: being saved, and going on --- */
@@ -401,6 +404,7 @@ _Noreturn void guest_main(void);
 
 struct boot_conf {
     char *hostname, *health, *user, *workdir, *default_user, *default_workdir;
+    char *init; /* who is process 1: NULL: the agent; "systemd" */
     uint16_t port;
     struct words env, start_argv, start_env;
     struct step_spec *commands;
@@ -428,6 +432,29 @@ int probe_start(struct probe *p, uint16_t port, const char *path);
 /* It was reaped: true when ready; p->last is what it said, *@changed whether that is news. */
 bool probe_reaped(struct probe *p, int status, bool *changed);
 
-/* --- boot.c: PID 1 of the finished image --- */
+/* --- init.c: an image whose own init is process 1 --- */
+
+bool init_is_ours(const char *name);
+/* Becomes that init; returns only when it cannot. */
+int init_become(const char *name, struct fail *f);
+/* The name server, for a resolver that has its own files in /run. */
+void init_tell_resolver(const char *dns);
+/* Asks the init to end the machine, by a reboot where it has no power switch. False: it did not
+ * take it. */
+bool init_end_machine(const char *name, bool by_reboot);
+/* Is all started that starts at boot? A program of the init's waits for that. */
+struct init_up {
+    pid_t pid; /* 0: none waits */
+    int fd;
+    int64_t next_at;
+};
+int init_up_start(struct init_up *u);
+/* It was reaped: true when all is started; @how says in what state. */
+bool init_up_reaped(struct init_up *u, char *how, size_t size);
+/* The same of the word that it said: "running", "degraded", "starting"... */
+bool init_up_word(const char *word, char *how, size_t size);
+
+/* --- boot.c: PID 1 of the finished image, or a service of its init --- */
 
 _Noreturn void boot_main(void);
+_Noreturn void boot_service(void);

@@ -1,6 +1,6 @@
-/* boot: PID 1 of the finished image. It prepares the machine, runs the boot commands, then the
- * start command, says when it is ready, and ends the machine when the start command or the host
- * says so. */
+/* boot: PID 1 of the finished image, or a service where the image's own init is that. It prepares
+ * the machine, runs the boot commands, then the start command, says when it is ready, and ends the
+ * machine when the start command or the host says so. */
 #include "builder/agent/agent.h"
 
 #include <errno.h>
@@ -25,6 +25,7 @@
 #define AT_ONCE_MS 300      /* a start command without a port is ready when it lives this long */
 #define KEPT_MAX 32
 #define LINGER_MS 15000        /* for a host that has not asked yet how the start went */
+#define INIT_ENDS_MS 30000     /* until an init that was asked to end the machine stops us */
 #define RESIZE_FS 0x40086610ul /* EXT4_IOC_RESIZE_FS of linux/ext4.h */
 
 struct boot {
@@ -42,12 +43,21 @@ struct boot {
     int64_t started_at, ended_at, beat_at, look_at;
     int start_status;
     struct probe probe;
+    bool service;      /* the image's own init is PID 1 */
+    struct init_up up; /* which says when all is started */
     char ready_text[256];
     /* The newest output from before the host asked for it. */
     uint8_t backlog[16384];
     size_t backlog_len;
-    bool stop, stop_asked; /* by a signal; by the host, who wants an answer */
+    bool stop, stop_asked; /* by a signal or the host; by the host, who wants an answer */
+    bool signaled;
 };
+
+static bool is_link(const char *path)
+{
+    struct stat st;
+    return lstat(path, &st) == 0 && S_ISLNK(st.st_mode);
+}
 
 static void write_if_empty(const char *path, const char *content)
 {
@@ -59,19 +69,27 @@ static void write_if_empty(const char *path, const char *content)
         console_say("write %s: %s", path, strerror(errno));
 }
 
-static void name_machine(const struct boot *b)
+static const char *machine_name(const struct boot *b)
 {
     const char *name = b->cmd.hostname[0] ? b->cmd.hostname : b->conf.hostname;
-    char text[512];
     if (name && *name)
         (void)!sethostname(name, strlen(name));
+    return name;
+}
+
+static void name_machine(const struct boot *b)
+{
+    const char *name = machine_name(b);
+    char text[512];
     (void)mkdir("/etc", 0755);
     (void)snprintf(text, sizeof text,
                    "127.0.0.1\tlocalhost\n127.0.1.1\t%.64s\n"
                    "::1\tlocalhost ip6-localhost ip6-loopback\n",
                    name && *name ? name : "localhost");
     write_if_empty("/etc/hosts", text);
-    if (b->cmd.dns[0]) {
+    if (b->cmd.dns[0] && !init_is_ours(b->conf.init) && is_link("/etc/resolv.conf")) {
+        init_tell_resolver(b->cmd.dns);
+    } else if (b->cmd.dns[0]) {
         (void)snprintf(text, sizeof text, "nameserver %.60s\n", b->cmd.dns);
         write_if_empty("/etc/resolv.conf", text);
     }
@@ -301,6 +319,8 @@ static void go_on(struct boot *b)
     b->started = true;
     b->started_at = b->probe.started = now_ms();
     if (b->conf.start_argv.n == 0) {
+        if (b->service) /* who may log in on the console is its business, too */
+            return;
         become_ready(b, "booted, no start command");
         start_shell(b);
         return;
@@ -334,7 +354,10 @@ static void look_for_ready(struct boot *b, int64_t now)
 {
     if (!b->started || b->ready || b->start_failed)
         return;
-    if (!b->conf.port) {
+    if (b->conf.start_argv.n == 0) { /* as a service: ready when the others are */
+        if (!b->up.pid && now >= b->up.next_at && init_up_start(&b->up) < 0)
+            b->up.next_at = now + 500;
+    } else if (!b->conf.port) {
         if (now - b->started_at >= AT_ONCE_MS)
             become_ready(b, "the start command runs");
     } else if (!b->probe.pid && now >= b->probe.next_at) {
@@ -351,6 +374,13 @@ static void on_probe(struct boot *b, int status)
         become_ready(b, b->probe.last);
     else if (changed && b->connected && b->watching && !b->answered)
         (void)chan_send_text(&b->host, FRAME_PROBE, 0, b->probe.last);
+}
+
+static void on_init_up(struct boot *b)
+{
+    char how[128];
+    if (init_up_reaped(&b->up, how, sizeof how) && !b->start_failed)
+        become_ready(b, how);
 }
 
 static void answer_watch(struct boot *b)
@@ -494,6 +524,14 @@ static bool reap_all(void)
     return pid < 0 && errno == ECHILD;
 }
 
+static void say_done(struct boot *b)
+{
+    if (b->stop_asked && b->connected && port_connected(b->port)) {
+        (void)chan_send_empty(&b->host, FRAME_DONE, 0);
+        (void)poll(NULL, 0, 100); /* what is in the port's ring does not survive the machine */
+    }
+}
+
 static _Noreturn void end_machine(struct boot *b)
 {
     (void)kill(-1, SIGTERM);
@@ -507,11 +545,44 @@ static _Noreturn void end_machine(struct boot *b)
         (void)poll(NULL, 0, 10);
     sync();
     (void)mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY, NULL);
-    if (b->stop_asked && b->connected && port_connected(b->port)) {
-        (void)chan_send_empty(&b->host, FRAME_DONE, 0);
-        (void)poll(NULL, 0, 100); /* what is in the port's ring does not survive the machine */
-    }
+    say_done(b);
     console_say("power off");
+    machine_end(&b->cmd);
+}
+
+static void signal_jobs(const struct boot *b, int sig)
+{
+    if (b->main_job.pid && !b->main_job.exited)
+        (void)kill(-b->main_job.pid, sig);
+    if (b->exec_job.pid && !b->exec_job.exited)
+        (void)kill(-b->exec_job.pid, sig);
+    for (size_t i = 0; i < b->n_kept; i++)
+        if (b->kept[i]->pid && !b->kept[i]->exited)
+            (void)kill(-b->kept[i]->pid, sig);
+}
+
+/* What we started ends with us, and the machine with the init, which stops us on its way. */
+static _Noreturn void end_service(struct boot *b)
+{
+    struct pollfd sig = {.fd = b->sigfd, .events = POLLIN};
+    struct signalfd_siginfo si;
+    int64_t until = now_ms() + INIT_ENDS_MS;
+    if (!b->signaled && !init_end_machine(b->conf.init, b->cmd.reboot_ends))
+        until = 0;
+    while (!b->signaled && now_ms() < until) {
+        (void)poll(&sig, 1, 1000);
+        while (read(b->sigfd, &si, sizeof si) > 0)
+            b->signaled |= si.ssi_signo != SIGCHLD;
+    }
+    signal_jobs(b, SIGTERM);
+    int64_t grace = now_ms() + STOP_GRACE_MS;
+    while (!reap_all() && now_ms() < grace)
+        (void)poll(NULL, 0, 20);
+    signal_jobs(b, SIGKILL);
+    say_done(b);
+    if (b->signaled)
+        _exit(0);
+    console_say("%s did not end the machine", b->conf.init ? b->conf.init : "the init");
     machine_end(&b->cmd);
 }
 
@@ -532,7 +603,7 @@ static void reap(struct boot *b)
     struct signalfd_siginfo si;
     while (read(b->sigfd, &si, sizeof si) > 0)
         if (si.ssi_signo != SIGCHLD)
-            b->stop = true;
+            b->stop = b->signaled = true;
     int status;
     struct rusage ru;
     pid_t pid;
@@ -543,6 +614,8 @@ static void reap(struct boot *b)
             job_exited(&b->exec_job, status, &ru);
         else if (pid == b->probe.pid)
             on_probe(b, status);
+        else if (pid == b->up.pid)
+            on_init_up(b);
         for (size_t i = 0; i < b->n_kept; i++)
             if (pid == b->kept[i]->pid)
                 job_exited(b->kept[i], status, &ru);
@@ -596,21 +669,9 @@ static void set_up_console(void)
         (void)close(console);
 }
 
-static void prepare(struct boot *b)
+static void block_signals(struct boot *b)
 {
-    struct fail f;
     sigset_t set;
-    (void)umask(022);
-    (void)!chdir("/");
-    mounts_for_boot();
-    set_up_console();
-    cmdline_read(&b->cmd);
-    load_conf(b);
-    network_ask(&b->cmd);
-    name_machine(b);
-    if (network_up(&b->cmd, &f) < 0)
-        console_say("%s", f.text);
-    grow_root();
     (void)signal(SIGPIPE, SIG_IGN);
     (void)sigemptyset(&set);
     (void)sigaddset(&set, SIGCHLD);
@@ -619,42 +680,92 @@ static void prepare(struct boot *b)
     (void)sigaddset(&set, SIGPWR);
     (void)sigprocmask(SIG_BLOCK, &set, NULL);
     b->sigfd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-    (void)reboot(RB_DISABLE_CAD); /* Ctrl-Alt-Del is SIGINT then */
+}
+
+/* All that is there before the first other process, whoever is PID 1 then. */
+static void prepare(struct boot *b)
+{
+    struct fail f;
+    (void)umask(022);
+    (void)!chdir("/");
+    mounts_of_kernel();
+    set_up_console();
+    cmdline_read(&b->cmd);
+    load_conf(b);
+    network_ask(&b->cmd);
+    name_machine(b);
+    if (network_up(&b->cmd, &f) < 0)
+        console_say("%s", f.text);
+    grow_root();
+    if (init_is_ours(b->conf.init))
+        return;
+    (void)init_become(b->conf.init, &f);
+    console_say("%s", f.text);
+    machine_end(&b->cmd);
+}
+
+static _Noreturn void run(struct boot *b)
+{
+    for (;;) {
+        int64_t now = now_ms();
+        look_for_host(b, now);
+        go_on(b);
+        look_for_ready(b, now);
+        answer_watch(b);
+        if (b->connected && now >= b->beat_at) {
+            if (can_write(b->port))
+                (void)chan_send_empty(&b->host, FRAME_HEARTBEAT, 0);
+            b->beat_at = now + FRAME_HEARTBEAT_MS;
+        }
+        wait_for_something(b);
+        reap(b);
+        now = now_ms();
+        if (b->main_job.pid && job_work(&b->main_job, now, on_output, b))
+            main_job_over(b);
+        if (b->exec_job.pid && job_work(&b->exec_job, now, on_exec_output, b)) {
+            if (b->connected)
+                (void)job_report(&b->exec_job, &b->host);
+            job_close(&b->exec_job);
+        }
+        work_kept(b, now);
+        answer_watch(b);
+        if (b->host.hungup)
+            disconnect(b);
+        if (time_to_end(b, now) && b->service)
+            end_service(b);
+        if (time_to_end(b, now))
+            end_machine(b);
+    }
+}
+
+static struct boot *new_boot(void)
+{
+    static struct boot b; /* large: not on the stack, and not as data in the program either */
+    b.port = b.host.fd = b.probe.fd = b.up.fd = -1;
+    for (int i = 0; i < 2; i++)
+        b.main_job.out[i].fd = b.exec_job.out[i].fd = -1;
+    return &b;
 }
 
 _Noreturn void boot_main(void)
 {
-    static struct boot b; /* large: not on the stack, and not as data in the program either */
-    b.port = b.host.fd = b.probe.fd = -1;
-    for (int i = 0; i < 2; i++)
-        b.main_job.out[i].fd = b.exec_job.out[i].fd = -1;
-    prepare(&b);
-    for (;;) {
-        int64_t now = now_ms();
-        look_for_host(&b, now);
-        go_on(&b);
-        look_for_ready(&b, now);
-        answer_watch(&b);
-        if (b.connected && now >= b.beat_at) {
-            if (can_write(b.port))
-                (void)chan_send_empty(&b.host, FRAME_HEARTBEAT, 0);
-            b.beat_at = now + FRAME_HEARTBEAT_MS;
-        }
-        wait_for_something(&b);
-        reap(&b);
-        now = now_ms();
-        if (b.main_job.pid && job_work(&b.main_job, now, on_output, &b))
-            main_job_over(&b);
-        if (b.exec_job.pid && job_work(&b.exec_job, now, on_exec_output, &b)) {
-            if (b.connected)
-                (void)job_report(&b.exec_job, &b.host);
-            job_close(&b.exec_job);
-        }
-        work_kept(&b, now);
-        answer_watch(&b);
-        if (b.host.hungup)
-            disconnect(&b);
-        if (time_to_end(&b, now))
-            end_machine(&b);
-    }
+    struct boot *b = new_boot();
+    prepare(b);
+    mounts_for_boot();
+    block_signals(b);
+    (void)reboot(RB_DISABLE_CAD); /* Ctrl-Alt-Del is SIGINT then */
+    run(b);
+}
+
+_Noreturn void boot_service(void)
+{
+    struct boot *b = new_boot();
+    (void)umask(022);
+    (void)!chdir("/");
+    b->service = true;
+    cmdline_read(&b->cmd);
+    load_conf(b);
+    (void)machine_name(b); /* the init has given it the one in /etc/hostname */
+    block_signals(b);
+    run(b);
 }

@@ -66,6 +66,7 @@ static int on_line(struct boot_conf *b, const char *key, const char *value, stru
         const char *key;
         char **to;
     } texts[] = {{"hostname", &b->hostname},
+                 {"init", &b->init},
                  {"health", &b->health},
                  {"user", &b->user},
                  {"workdir", &b->workdir},
@@ -115,7 +116,7 @@ int boot_conf_parse(const char *text, size_t n, struct boot_conf *b, struct fail
 
 void boot_conf_release(struct boot_conf *b)
 {
-    char *owned[] = {b->hostname, b->health,       b->user,
+    char *owned[] = {b->hostname, b->init,         b->health,         b->user,
                      b->workdir,  b->default_user, b->default_workdir};
     for (size_t i = 0; i < ARRAY_LEN(owned); i++)
         free(owned[i]);

@@ -7,7 +7,8 @@
 static int usage(void)
 {
     static const char text[] = "usage: capsule-agent build --lower DIR --scratch DIR --output FILE "
-                               "--fd N\n       capsule-agent init\n";
+                               "--fd N\n       capsule-agent init\n"
+                               "       capsule-agent service\n";
     (void)write_all(2, text, sizeof text - 1);
     return 64;
 }
@@ -41,6 +42,8 @@ int main(int argc, char **argv)
         return build_main(argc - 2, argv + 2);
     if (getpid() == 1 && argc >= 2 && strcmp(argv[1], "init") == 0)
         boot_main();
+    if (getpid() != 1 && argc >= 2 && strcmp(argv[1], "service") == 0)
+        boot_service();
     if (getpid() == 1) {
         if (access(BOOT_CONF_PATH, F_OK) == 0)
             boot_main(); /* init=/.capsule/agent, without an initramfs */

@@ -165,19 +165,23 @@ static void enable_controllers(void)
     text_release(&t);
 }
 
+void mounts_of_kernel(void)
+{
+    boot_mount("proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+    (void)mount(NULL, "/", NULL, MS_REMOUNT, NULL); /* rw, when the kernel mounted it ro */
+    boot_mount("sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+    boot_mount("devtmpfs", "/dev", MS_NOSUID, "mode=755");
+    boot_mount("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=755");
+}
+
 void mounts_for_boot(void)
 {
     static const char *const links[][2] = {{"/proc/self/fd", "/dev/fd"},
                                            {"/proc/self/fd/0", "/dev/stdin"},
                                            {"/proc/self/fd/1", "/dev/stdout"},
                                            {"/proc/self/fd/2", "/dev/stderr"}};
-    boot_mount("proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
-    (void)mount(NULL, "/", NULL, MS_REMOUNT, NULL); /* rw, when the kernel mounted it ro */
-    boot_mount("sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
-    boot_mount("devtmpfs", "/dev", MS_NOSUID, "mode=755");
     boot_mount("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=620,ptmxmode=666");
     boot_mount("tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV, "mode=1777");
-    boot_mount("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=755");
     boot_mount("cgroup2", "/sys/fs/cgroup", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
     enable_controllers();
     for (size_t i = 0; i < ARRAY_LEN(links); i++)

@@ -185,12 +185,14 @@ static void test_boot_file_comes_back(void **state)
                                    .port = 8080,
                                    .health_path = (char[]){"/health?a=b c"},
                                    .hostname = (char[]){"demo"},
+                                   .init = (char[]){"systemd"},
                                    .boot_commands = {.v = commands, .n = 2}};
     assert_ok(boot_conf_dump(&info, &pairs, "app", "/w", &text, &err), &err);
     struct boot_conf b;
     struct fail f;
     assert_int_equal(boot_conf_parse(text.data, text.len, &b, &f), 0);
     assert_string_equal(b.hostname, "demo");
+    assert_string_equal(b.init, "systemd");
     assert_string_equal(b.health, "/health?a=b c");
     assert_string_equal(b.user, "0");
     assert_string_equal(b.workdir, "/srv");
@@ -213,6 +215,24 @@ static void test_boot_file_comes_back(void **state)
     commands[0].type = COMMAND_COPY;
     assert_fails(boot_conf_dump(&info, &pairs, "app", "/w", &text, &err), &err, CB_E_CONFIG,
                  "a command of type copy does not run at boot");
+}
+
+static void test_another_init(void **state)
+{
+    (void)state;
+    char how[128] = "";
+    struct fail f;
+    assert_true(init_is_ours(NULL));
+    assert_true(init_is_ours("agent"));
+    assert_false(init_is_ours("systemd"));
+    assert_int_equal(init_become("runit", &f), -1);
+    assert_int_equal(f.kind, FAIL_IMAGE);
+    static const char *const not_yet[] = {"", "initializing", "starting", "unknown"};
+    for (size_t i = 0; i < ARRAY_LEN(not_yet); i++)
+        assert_false(init_up_word(not_yet[i], how, sizeof how));
+    assert_true(init_up_word("degraded", how, sizeof how));
+    assert_string_equal(how, "booted, no start command; systemd: degraded");
+    assert_true(init_up_word("running", how, sizeof how));
 }
 
 static void test_bad_boot_files_are_refused(void **state)
@@ -473,6 +493,7 @@ int main(void)
         cmocka_unit_test(test_login_script_puts_path_back),
         cmocka_unit_test(test_only_login_shells_are_mended),
         cmocka_unit_test(test_boot_file_comes_back),
+        cmocka_unit_test(test_another_init),
         cmocka_unit_test(test_bad_boot_files_are_refused),
         cmocka_unit_test(test_kernel_command_line_is_read),
         cmocka_unit_test(test_dhcp_takes_what_is_for_it),

@@ -132,7 +132,8 @@ static void test_what_cannot_be_built_is_refused(void **state)
     refused("name: abc\nbase_image: scratch\nlayers:\n  - name: one\n"
             "    init_commands: [{type: copy, args: [x, /x]}, /x]\n",
             NULL);
-    refused(HEAD "      - true\nconfig: {init: systemd}\n", "init: systemd cannot be used yet");
+    refused(HEAD "      - true\nconfig: {init: systemd}\n", NULL);
+    refused(HEAD "      - true\nconfig: {init: openrc}\n", "init: openrc cannot be used yet");
     refused(HEAD "      - true\nstart_command: image\n", NULL);
 }
 

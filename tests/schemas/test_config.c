@@ -292,7 +292,6 @@ static void test_what_is_not_acted_on_is_named_once(void **state)
                                            "auto_pause",
                                            "workspace_size_gb",
                                            "auth",
-                                           "init",
                                            "kernel",
                                            "tenant_gcp_project",
                                            "tenant_gcp_zone",

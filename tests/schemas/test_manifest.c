@@ -33,6 +33,7 @@ static void test_a_manifest_goes_round(void **state)
     assert_string_equal(m->boot.start_env.v[0].value, "a=b");
     assert_string_equal(m->boot.start_env.v[1].value, "");
     assert_int_equal(m->boot.port, 8080);
+    assert_string_equal(m->boot.init, "systemd");
     assert_true(m->boot_checked);
     assert_int_equal(m->sbom.b[0], 0x55);
     assert_int_equal(m->provenance_signed.b[31], 0x88);
