@@ -169,6 +169,8 @@ int build_init(struct build *b, const struct workload_config *c, struct settings
     *b = (struct build){
         .c = c, .settings = settings, .o = o, .name = config_name(c), .started_ms = cb_now_ms()};
     emitter_init(&b->em, sink);
+    if (settings->step_output_mib)
+        emit_output_limit(&b->em, (uint64_t)settings->step_output_mib << 20);
     CB_AUTO_FREE char *store_path = cb_xasprintf("%s/store", settings->home);
     return store_open(store_path, &b->store, err);
 }

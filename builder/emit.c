@@ -29,7 +29,12 @@ static void *ticker_main(void *arg)
         int64_t now = cb_monotonic_ms();
         int64_t due = e->spoke_ms + SIGN_OF_LIFE_MS;
         if (e->open_step && now >= due) {
-            if (e->unit[0] == '\0') {
+            uint64_t withheld = outlog_withheld(e->log);
+            if (withheld) {
+                memcpy(e->unit, "bytes", sizeof("bytes"));
+                e->current = withheld;
+                e->total = 0;
+            } else if (e->unit[0] == '\0') {
                 memcpy(e->unit, "seconds", sizeof("seconds"));
                 e->total = 0;
             }
@@ -73,10 +78,19 @@ static void on_note(void *arg, const char *text)
     emit_note(arg, "%s", text);
 }
 
+static void on_log(void *arg, int stream, const void *data, uint64_t len)
+{
+    struct emitter *e = arg;
+    say(e, EVENT_OUTPUT,
+        data ? event_output(e->open_step, stream == 2 ? "stderr" : "stdout", data, (size_t)len)
+             : event_left_out(e->open_step, len));
+}
+
 void emitter_init(struct emitter *e, const struct build_sink *sink)
 {
     *e = (struct emitter){.sink = sink, .partial = CB_BUF_INIT(EMIT_TAIL_LINE_MAX)};
     e->progress = (struct layers_progress){on_bytes, on_note, e};
+    e->log = outlog_new(EMIT_OUTPUT_MAX, on_log, e);
     pthread_mutex_init(&e->lock, NULL);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
@@ -86,6 +100,12 @@ void emitter_init(struct emitter *e, const struct build_sink *sink)
     e->spoke_ms = cb_monotonic_ms();
     if (pthread_create(&e->ticker, NULL, ticker_main, e) != 0)
         abort(); /* no memory for a thread's stack */
+}
+
+void emit_output_limit(struct emitter *e, uint64_t bytes)
+{
+    outlog_free(e->log);
+    e->log = outlog_new(bytes, on_log, e);
 }
 
 static void clear_tail(struct emitter *e)
@@ -107,6 +127,8 @@ void emitter_release(struct emitter *e)
     pthread_join(e->ticker, NULL);
     clear_tail(e);
     cb_buf_release(&e->partial);
+    outlog_free(e->log);
+    json_decref(e->record);
     pthread_cond_destroy(&e->wake);
     pthread_mutex_destroy(&e->lock);
 }
@@ -147,6 +169,9 @@ int emit_step_start(struct emitter *e, enum phase phase, const char *layer, cons
     e->current = e->total = 0;
     e->unit[0] = '\0';
     clear_tail(e);
+    outlog_begin(e->log);
+    json_decref(e->record);
+    e->record = NULL;
     say(e, EVENT_STEP_START, event_step_start(step, phase, layer, cmd, false));
     pthread_mutex_unlock(&e->lock);
     return step;
@@ -163,7 +188,7 @@ static void end_line(struct emitter *e)
 void emit_step_output(struct emitter *e, int stream, const void *data, size_t len)
 {
     pthread_mutex_lock(&e->lock);
-    say(e, EVENT_OUTPUT, event_output(e->open_step, stream == 2 ? "stderr" : "stdout", data, len));
+    outlog_add(e->log, stream, data, len);
     const char *at = data;
     while (len) {
         const char *nl = memchr(at, '\n', len);
@@ -180,14 +205,26 @@ void emit_step_output(struct emitter *e, int stream, const void *data, size_t le
     pthread_mutex_unlock(&e->lock);
 }
 
+void emit_step_used(struct emitter *e, const struct event_execution *x)
+{
+    pthread_mutex_lock(&e->lock);
+    json_decref(e->record);
+    e->record = event_record(x);
+    pthread_mutex_unlock(&e->lock);
+}
+
 void emit_step_end(struct emitter *e, int exit_code, const struct cb_error *failure)
 {
     pthread_mutex_lock(&e->lock);
     if (e->open_step) {
         int64_t ms = cb_monotonic_ms() - e->started_ms;
-        say(e, EVENT_STEP_END,
-            event_step_end(e->open_step, exit_code, failure == NULL, ms,
-                           failure ? failure->msg : NULL));
+        outlog_end(e->log);
+        json_t *end = event_step_end(e->open_step, exit_code, failure == NULL, ms,
+                                     failure ? failure->msg : NULL);
+        if (e->record)
+            event_add_record(end, e->record);
+        e->record = NULL;
+        say(e, EVENT_STEP_END, end);
         e->open_step = 0;
     }
     pthread_mutex_unlock(&e->lock);

@@ -4,10 +4,13 @@
 #pragma once
 
 #include "builder/builder.h"
+#include "builder/outlog.h"
 
 #include <pthread.h>
 
 enum { EMIT_TAIL_LINES = 20, EMIT_TAIL_LINE_MAX = 2000 };
+/* Of one step's output; settings.step_output_mib. */
+#define EMIT_OUTPUT_MAX (UINT64_C(16) << 20)
 
 struct emitter {
     const struct build_sink *sink;
@@ -24,11 +27,16 @@ struct emitter {
     char *tail[EMIT_TAIL_LINES]; /* ring of the open step's last output lines */
     unsigned tail_next;
     struct cb_buf partial;           /* a line that has not ended yet */
+    struct outlog *log;              /* what is kept of its output; owned */
+    json_t *record;                  /* what the open step used; owned, NULL: nothing is known */
     struct layers_progress progress; /* hand this to layers/ */
 };
 
 void emitter_init(struct emitter *e, const struct build_sink *sink);
 void emitter_release(struct emitter *e);
+/* How many bytes of a step's output are handed on; what is above it is left out of its middle.
+ * Before the first step. */
+void emit_output_limit(struct emitter *e, uint64_t bytes);
 
 /* @payload is taken. */
 void emit(struct emitter *e, enum event_type type, json_t *payload);
@@ -38,6 +46,8 @@ void emit_warning(struct emitter *e, const char *fmt, ...) __attribute__((format
 /* Opens a step and returns its number. Steps do not nest. */
 int emit_step_start(struct emitter *e, enum phase phase, const char *layer, const char *cmd);
 void emit_step_output(struct emitter *e, int stream, const void *data, size_t len);
+/* What the open step used: its end tells it. */
+void emit_step_used(struct emitter *e, const struct event_execution *x);
 /* Ends the open step; @failure NULL: it went well. */
 void emit_step_end(struct emitter *e, int exit_code, const struct cb_error *failure);
 /* A step that the cache answered: started and ended at once. */

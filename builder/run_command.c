@@ -51,6 +51,44 @@ static void how_it_ended(const struct step_result *r, int64_t limit_ms, char *ho
         (void)snprintf(how, size, "ended with exit code %d", r->exit_code);
 }
 
+/* For programs: why it failed. NULL: it did not. */
+static const char *error_type(const struct step_result *r)
+{
+    if (succeeded(r))
+        return NULL;
+    return r->timed_out ? "timeout" : r->signal ? "signal" : "exit";
+}
+
+/* What a command used, all its attempts together. */
+struct usage {
+    uint32_t attempts;
+    int64_t cpu_ms;
+    uint64_t ram_used;
+};
+
+static void say_used(struct build *b, const char *title, struct usage *u,
+                     const struct step_result *r)
+{
+    u->attempts++;
+    u->cpu_ms = r->cpu_ms > INT64_MAX - u->cpu_ms ? INT64_MAX : u->cpu_ms + r->cpu_ms;
+    uint64_t ram = r->max_rss_kib > UINT64_MAX >> 10 ? 0 : r->max_rss_kib << 10;
+    u->ram_used = ram > u->ram_used ? ram : u->ram_used;
+    emit_step_used(&b->em, &(struct event_execution){.task_name = title,
+                                                     .retries = u->attempts - 1,
+                                                     .cpu_ms = u->cpu_ms,
+                                                     .ram_used = u->ram_used,
+                                                     .error_type = error_type(r)});
+}
+
+/* A command's step begins. Should it not come to its end, its record says that the builder failed.
+ */
+static int begin_step(struct build *b, const struct layer *l, const char *title)
+{
+    int step = emit_step_start(&b->em, PHASE_RECIPE, l->name, title);
+    emit_step_used(&b->em, &(struct event_execution){.task_name = title, .error_type = "builder"});
+    return step;
+}
+
 static int fail_command(struct build *b, const struct layer *l, size_t i, const char *title,
                         const char *how, struct cb_error *err)
 {
@@ -125,7 +163,7 @@ static int run_start(struct talk *t, const struct layer *l, size_t i, struct cb_
     struct build *b = t->b;
     const struct command *cmd = &l->init_commands.v[i];
     CB_AUTO_FREE char *title = command_title(cmd);
-    int step = emit_step_start(&b->em, PHASE_RECIPE, l->name, title);
+    int step = begin_step(b, l, title);
     struct guest_step g = guest_step_of(cmd, &t->state.now, step);
     struct step_result r = {0};
     int rc = session_start(t->s, &g, start_wait(t), &r, err);
@@ -135,6 +173,7 @@ static int run_start(struct talk *t, const struct layer *l, size_t i, struct cb_
         char how[96];
         how_it_ended(&r, 0, how, sizeof(how));
         CB_AUTO_FREE char *text = cb_xasprintf("%s, and was to go on running", how);
+        say_used(b, title, &(struct usage){0}, &r);
         rc = fail_command(b, l, i, title, text, err);
         emit_step_end(&b->em, r.exit_code, err);
         return rc;
@@ -149,7 +188,7 @@ static int run_setting(struct talk *t, const struct layer *l, size_t i)
 {
     const struct command *cmd = &l->init_commands.v[i];
     CB_AUTO_FREE char *title = command_title(cmd);
-    emit_step_start(&t->b->em, PHASE_RECIPE, l->name, title);
+    (void)begin_step(t->b, l, title);
     build_state_command(&t->state, cmd);
     emit_step_end(&t->b->em, 0, NULL);
     return 0;
@@ -171,8 +210,9 @@ static int run_program(struct talk *t, const struct layer *l, size_t i, struct c
     struct build *b = t->b;
     const struct command *cmd = &l->init_commands.v[i];
     CB_AUTO_FREE char *title = command_title(cmd);
-    int step = emit_step_start(&b->em, PHASE_RECIPE, l->name, title);
+    int step = begin_step(b, l, title);
     struct guest_step g = guest_step_of(cmd, &t->state.now, step);
+    struct usage used = {0};
     g.timeout_ms = cmd->timeout_ms ? cmd->timeout_ms : machine_limit(t->m, COMMAND_TIMEOUT_MS);
     struct step_result r = {0};
     char how[160] = "";
@@ -181,6 +221,7 @@ static int run_program(struct talk *t, const struct layer *l, size_t i, struct c
         int rc = attempt(t, l, cmd, &g, &r, err);
         if (rc < 0)
             return fail_talk(t, l, i, title, err);
+        say_used(b, title, &used, &r);
         if (succeeded(&r))
             break;
         how_it_ended(&r, g.timeout_ms, how, sizeof(how));

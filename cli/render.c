@@ -18,6 +18,7 @@
 enum {
     LINE_MAX_BYTES = 16384,
     PLAIN_PROGRESS_MS = 10000,
+    USED_CPU_MS = 100, /* what used less is not worth a word */
     FOLLOW_POLL_MS = 250,
     OWNER_LOOK_MS = 1000
 };
@@ -86,6 +87,9 @@ static void show_status(struct render *r)
         cb_human_bytes(r->current, cur, sizeof(cur));
         cb_human_bytes(r->total, tot, sizeof(tot));
         (void)snprintf(amount, sizeof(amount), "  %s of %s", cur, tot);
+    } else if (strcmp(r->unit, "bytes") == 0) {
+        cb_human_bytes(r->current, amount + 2, sizeof(amount) - 2);
+        memset(amount, ' ', 2);
     } else if (r->total) {
         (void)snprintf(amount, sizeof(amount), "  %llu of %llu %s", (unsigned long long)r->current,
                        (unsigned long long)r->total, r->unit);
@@ -235,6 +239,23 @@ static void step_start(struct render *r, const struct event_out *ev)
             r->title, paint(r, NORMAL), r->step_cached ? "  (cached)" : "");
 }
 
+/* ", 1.2 s CPU, 45.0 MiB": what a command used, when it is worth a word. */
+static void used(struct render *r, const json_t *execution)
+{
+    json_int_t cpu = json_integer_value(json_object_get(execution, "cpu_ms"));
+    json_int_t ram = json_integer_value(json_object_get(execution, "ram_used"));
+    json_int_t retries = json_integer_value(json_object_get(execution, "retries"));
+    if (cpu >= USED_CPU_MS)
+        fprintf(r->out, ", %.1f s CPU", (double)cpu / 1000);
+    if (ram > 0 && cpu >= USED_CPU_MS) {
+        char size[32];
+        cb_human_bytes((uint64_t)ram, size, sizeof(size));
+        fprintf(r->out, ", %s", size);
+    }
+    if (retries > 0)
+        fprintf(r->out, ", attempt %lld", (long long)retries + 1);
+}
+
 static void step_end(struct render *r, const struct event_out *ev)
 {
     end_output(r);
@@ -243,6 +264,7 @@ static void step_end(struct render *r, const struct event_out *ev)
         double s = (double)json_integer_value(json_object_get(ev->payload, "elapsed_ms")) / 1000;
         fprintf(r->out, "  %s%s%s after %.1f s", paint(r, ok ? GREEN : RED), ok ? "done" : "FAILED",
                 paint(r, NORMAL), s);
+        used(r, json_object_get(json_object_get(ev->payload, "record"), "execution"));
         const char *error = text_of(ev->payload, "error");
         if (!ok && error[0]) {
             fputs(": ", r->out);
@@ -263,11 +285,11 @@ static void progress(struct render *r, const json_t *p)
     if (r->mode != PROGRESS_PLAIN || now - r->last_progress_ms < PLAIN_PROGRESS_MS)
         return;
     r->last_progress_ms = now;
-    if (r->total && strcmp(r->unit, "bytes") == 0) {
+    if (strcmp(r->unit, "bytes") == 0) {
         char cur[32], tot[32];
         cb_human_bytes(r->current, cur, sizeof(cur));
         cb_human_bytes(r->total, tot, sizeof(tot));
-        fprintf(r->out, "  ... %s of %s\n", cur, tot);
+        fprintf(r->out, r->total ? "  ... %s of %s\n" : "  ... %s\n", cur, tot);
     } else {
         fprintf(r->out, "  ... %llu %s\n", (unsigned long long)r->current, r->unit);
     }

@@ -1,9 +1,11 @@
 #include "schemas/event.h"
 
 #include "support/cleanup.h"
+#include "support/file.h"
 #include "support/limits.h"
 #include "support/mem.h"
 
+#include <stdio.h>
 #include <string.h>
 
 static const char *const type_names[EVENT_TYPE_N] = {
@@ -214,6 +216,16 @@ json_t *event_output(int step, const char *stream, const void *data, size_t len)
     return o;
 }
 
+json_t *event_left_out(int step, uint64_t bytes)
+{
+    char size[32], line[96];
+    cb_human_bytes(bytes, size, sizeof(size));
+    (void)snprintf(line, sizeof(line), "… %s of output left out …\n", size);
+    json_t *o = event_output(step, "stdout", line, strlen(line));
+    set(o, "left_out", json_integer((json_int_t)(bytes > INT64_MAX ? INT64_MAX : bytes)));
+    return o;
+}
+
 json_t *event_progress(int step, uint64_t current, uint64_t total, const char *unit)
 {
     json_t *o = json_object();
@@ -235,6 +247,39 @@ json_t *event_step_end(int step, int exit_code, bool ok, int64_t elapsed_ms,
     if (error_or_null)
         set(o, "error", text_json(error_or_null));
     return o;
+}
+
+json_t *event_record(const struct event_execution *x)
+{
+    json_t *e = json_object();
+    set(e, "task_name", text_json(x->task_name ? x->task_name : ""));
+    set(e, "duration_ms", json_integer(0));
+    set(e, "retries", json_integer(x->retries));
+    set(e, "cpu_ms", json_integer(x->cpu_ms));
+    set(e, "ram_used", json_integer((json_int_t)(x->ram_used > INT64_MAX ? 0 : x->ram_used)));
+    set(e, "host_requests", x->host_requests ? json_deep_copy(x->host_requests) : json_array());
+    json_t *error = json_object();
+    set(error, "error_type", text_json(x->error_type ? x->error_type : "failed"));
+    json_t *o = json_object();
+    set(o, "success", json_false());
+    set(o, "result", json_null());
+    set(o, "error", error);
+    set(o, "execution", e);
+    return o;
+}
+
+void event_add_record(json_t *step_end, json_t *record)
+{
+    bool ok = json_is_true(json_object_get(step_end, "ok"));
+    const char *message = json_string_value(json_object_get(step_end, "error"));
+    set(record, "success", json_boolean(ok));
+    if (ok)
+        set(record, "error", json_null());
+    else
+        set(json_object_get(record, "error"), "message", text_json(message ? message : ""));
+    set(json_object_get(record, "execution"), "duration_ms",
+        json_incref(json_object_get(step_end, "elapsed_ms")));
+    set(step_end, "record", record);
 }
 
 int event_output_bytes(const json_t *payload, struct cb_buf *out, struct cb_error *err)
@@ -286,7 +331,8 @@ static const struct field fields[EVENT_TYPE_N][MAX_FIELDS] = {
     [EVENT_OUTPUT] = {{"step", STEP, false},
                       {"stream", STREAM, false},
                       {"data", STRING, false},
-                      {"encoding", BASE64, true}},
+                      {"encoding", BASE64, true},
+                      {"left_out", COUNT, true}},
     [EVENT_PROGRESS] = {{"step", STEP, false},
                         {"current", COUNT, false},
                         {"total", COUNT, false},
@@ -296,7 +342,7 @@ static const struct field fields[EVENT_TYPE_N][MAX_FIELDS] = {
                         {"ok", BOOLEAN, false},
                         {"elapsed_ms", COUNT, false},
                         {"error", STRING, true},
-                        {"execution", OBJECT, true}},
+                        {"record", OBJECT, true}},
     [EVENT_WARNING] = {{"text", STRING, false}},
     [EVENT_NOTE] = {{"text", STRING, false}},
 };

@@ -48,10 +48,27 @@ json_t *event_text(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 json_t *event_step_start(int step, enum phase phase, const char *layer_or_null, const char *cmd,
                          bool cached);
 json_t *event_output(int step, const char *stream, const void *data, size_t len);
+/* Output in whose place there is a line that says how much it was. */
+json_t *event_left_out(int step, uint64_t bytes);
 json_t *event_progress(int step, uint64_t current, uint64_t total, const char *unit);
 /* @exit_code: the command's, 128 + signal when killed, 0 for internal steps that went well. */
 json_t *event_step_end(int step, int exit_code, bool ok, int64_t elapsed_ms,
                        const char *error_or_null);
+
+/* What a command used. All texts are borrowed. */
+struct event_execution {
+    const char *task_name;
+    uint32_t retries;  /* attempts beyond the first */
+    int64_t cpu_ms;    /* of all attempts */
+    uint64_t ram_used; /* bytes, at the peak */
+    const char
+        *error_type; /* a stable word for why it failed ("exit", "timeout"); NULL: "failed" */
+    const json_t *host_requests; /* a list; NULL: an empty one */
+};
+/* The record that a command ends with, but for what its step-end event knows. Owned. */
+json_t *event_record(const struct event_execution *x);
+/* Completes @record (taken) from @step_end and puts it there. */
+void event_add_record(json_t *step_end, json_t *record);
 
 /* The bytes of an output event, decoded. 0, or -CB_E_CORRUPT. */
 int event_output_bytes(const json_t *payload, struct cb_buf *out, struct cb_error *err);

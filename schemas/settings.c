@@ -19,6 +19,7 @@
 #define KEEP_MAX 1000000u
 #define MIRRORS_MAX 8u
 #define FETCHES_MAX 16
+#define OUTPUT_MIB_MAX 4096
 #define DEBIAN_MIRROR "http://deb.debian.org/debian"
 #define UBUNTU_MIRROR "http://archive.ubuntu.com/ubuntu"
 
@@ -268,6 +269,11 @@ static const struct field settings_fields[] = {
      .min = 1,
      .max = FETCHES_MAX},
     {.name = "stall_seconds", .read = read_u32, .offset = AT(stall_seconds), .min = 1, .max = 3600},
+    {.name = "step_output_mib",
+     .read = read_u32,
+     .offset = AT(step_output_mib),
+     .min = 1,
+     .max = OUTPUT_MIB_MAX},
     {.name = "registries", .read = read_registries},
     {.name = NULL},
 };

@@ -41,6 +41,7 @@ struct settings {
     char *signing_key; /* a PEM file with an Ed25519 key that templates are signed with, or NULL */
     uint32_t parallel_fetches; /* blobs at once; 0: the default of 4 */
     uint32_t stall_seconds;    /* of a transfer in which nothing comes; 0: the default of 30 s */
+    uint32_t step_output_mib;  /* of a command's output, in the log; 0: the default of 16 */
     struct registry_settings *registries;
     size_t n_registries;
 };

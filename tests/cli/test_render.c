@@ -73,6 +73,27 @@ static void test_failure_shows_its_first_line(void **state)
                               "build B1: failed: exit code 1\n");
 }
 
+static json_t *end_with(bool ok, int64_t cpu_ms, uint64_t ram, uint32_t retries)
+{
+    json_t *end = event_step_end(1, ok ? 0 : 1, ok, 3100, ok ? NULL : "no");
+    event_add_record(end, event_record(&(struct event_execution){
+                              .cpu_ms = cpu_ms, .ram_used = ram, .retries = retries}));
+    return end;
+}
+
+static void test_an_end_says_what_was_used(void **state)
+{
+    (void)state;
+    enum event_type types[] = {EVENT_STEP_END, EVENT_STEP_END, EVENT_STEP_END, EVENT_OUTPUT};
+    json_t *p[] = {end_with(true, 1200, UINT64_C(45) << 20, 0), end_with(true, 99, 4096, 0),
+                   end_with(false, 0, 0, 2), event_left_out(1, 2048)};
+    CB_AUTO_FREE char *text = render(PROGRESS_PLAIN, types, p, 4);
+    assert_string_equal(text, "  done after 3.1 s, 1.2 s CPU, 45.0 MiB\n"
+                              "  done after 3.1 s\n"
+                              "  FAILED after 3.1 s, attempt 3: no\n"
+                              "  | … 2.0 KiB of output left out …\n");
+}
+
 static void test_titles_and_notes_are_plain_text(void **state)
 {
     (void)state;
@@ -138,6 +159,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_output_cannot_move_the_cursor),
         cmocka_unit_test(test_failure_shows_its_first_line),
+        cmocka_unit_test(test_an_end_says_what_was_used),
         cmocka_unit_test(test_titles_and_notes_are_plain_text),
         cmocka_unit_test(test_text_has_no_control_characters),
         cmocka_unit_test(test_cached_step_is_one_line),

@@ -56,6 +56,44 @@ static void test_builders_make_what_the_check_accepts(void **state)
     assert_shape(EVENT_NOTE, event_text("bad \xff byte"), "{\"text\":\"bad \xef\xbf\xbd byte\"}");
 }
 
+static void test_the_record_of_a_command(void **state)
+{
+    (void)state;
+    const struct event_execution x = {.task_name = "make",
+                                      .retries = 1,
+                                      .cpu_ms = 900,
+                                      .ram_used = 4096,
+                                      .error_type = "timeout"};
+    json_t *good = event_step_end(3, 0, true, 1200, NULL);
+    event_add_record(good, event_record(&x));
+    assert_shape(EVENT_STEP_END, good,
+                 "{\"step\":3,\"exit\":0,\"ok\":true,\"elapsed_ms\":1200,\"record\":{"
+                 "\"success\":true,\"result\":null,\"error\":null,\"execution\":{"
+                 "\"task_name\":\"make\",\"duration_ms\":1200,\"retries\":1,\"cpu_ms\":900,"
+                 "\"ram_used\":4096,\"host_requests\":[]}}}");
+    json_t *bad = event_step_end(3, 124, false, 5, "it took too long");
+    event_add_record(bad, event_record(&x));
+    json_auto_t *error =
+        json_pack("{s:s, s:s}", "error_type", "timeout", "message", "it took too long");
+    const json_t *record = json_object_get(bad, "record");
+    assert_true(json_equal(json_object_get(record, "error"), error));
+    assert_true(json_is_false(json_object_get(record, "success")));
+    json_decref(bad);
+    /* hosts are copied, and without a word it just failed */
+    json_auto_t *hosts = json_pack("[s]", "example.com");
+    json_auto_t *r = event_record(&(struct event_execution){.host_requests = hosts});
+    json_array_clear(hosts);
+    assert_int_equal(
+        json_array_size(json_object_get(json_object_get(r, "execution"), "host_requests")), 1);
+    assert_string_equal(
+        json_string_value(json_object_get(json_object_get(r, "error"), "error_type")), "failed");
+    json_t *left_out = event_left_out(4, UINT64_C(3) << 30);
+    check_said(json_string_value(json_object_get(left_out, "data")));
+    assert_shape(EVENT_OUTPUT, left_out,
+                 "{\"step\":4,\"stream\":\"stdout\",\"data\":\"\u2026 3.0 GiB of output left out "
+                 "\u2026\\n\",\"left_out\":3221225472}");
+}
+
 static void test_output_keeps_every_byte(void **state)
 {
     (void)state;
@@ -228,6 +266,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_names_go_both_ways),
         cmocka_unit_test(test_builders_make_what_the_check_accepts),
+        cmocka_unit_test(test_the_record_of_a_command),
         cmocka_unit_test(test_output_keeps_every_byte),
         cmocka_unit_test(test_bytes_that_do_not_fit_are_refused),
         cmocka_unit_test(test_long_text_is_cut),
