@@ -348,11 +348,8 @@ static const char *variable(const char *name)
     return v && *v ? v : NULL;
 }
 
-static void path_variable(const char *name, char **to, struct config_problems *p)
+static void set_path(const char *name, const char *v, char **to, struct config_problems *p)
 {
-    const char *v = variable(name);
-    if (!v)
-        return;
     if (strlen(v) >= CB_PATH_MAX) {
         refuse_variable(p, name, "a path", v);
     } else if (*v == '/') {
@@ -364,73 +361,127 @@ static void path_variable(const char *name, char **to, struct config_problems *p
     }
 }
 
-static void choice_variable(const char *name, const char *const *words, const char *accepts,
-                            char **to, struct config_problems *p)
+static void set_number(const char *name, const char *v, const struct field *f, uint32_t *to,
+                       struct config_problems *p)
 {
-    const char *v = variable(name);
-    if (v && is_one_of(v, words))
-        set(to, v);
-    else if (v)
-        refuse_variable(p, name, accepts, v);
+    size_t digits = strspn(v, "0123456789");
+    bool number = digits > 0 && digits < 10 && !v[digits];
+    long long n = number ? strtoll(v, NULL, 10) : 0;
+    if (number && n >= f->min && n <= f->max) {
+        *to = (uint32_t)n;
+        return;
+    }
+    CB_AUTO_FREE char *accepts =
+        cb_xasprintf("a whole number from %lld to %lld", (long long)f->min, (long long)f->max);
+    refuse_variable(p, name, accepts, v);
 }
 
-static void url_variable(const char *name, const char *accepts, char **to,
-                         struct config_problems *p)
+static void set_bool(const char *name, const char *v, bool *to, struct config_problems *p)
 {
-    const char *v = variable(name);
-    if (v && valid_url(v))
+    if (strcmp(v, "true") == 0 || strcmp(v, "false") == 0)
+        *to = v[0] == 't';
+    else
+        refuse_variable(p, name, "true or false", v);
+}
+
+static void set_choice(const char *name, const char *v, const struct field *f, char **to,
+                       struct config_problems *p)
+{
+    if (is_one_of(v, f->more)) {
+        set(to, v);
+        return;
+    }
+    CB_AUTO_BUF accepts = CB_BUF_INIT(1024);
+    for (const char *const *w = f->more; *w; w++)
+        (void)cb_buf_addf(&accepts, "%s%s", w == f->more ? "one of " : ", ", *w);
+    refuse_variable(p, name, accepts.data, v);
+}
+
+/* As the same field of a file, but for paths, which may be relative. */
+static void take_variable(struct settings *s, const struct field *f, const char *name,
+                          const char *v, struct config_problems *p)
+{
+    void *to = (char *)s + f->offset;
+    if (f->read == read_path)
+        set_path(name, v, to, p);
+    else if (f->read == read_u32)
+        set_number(name, v, f, to, p);
+    else if (f->read == read_bool)
+        set_bool(name, v, to, p);
+    else if (f->read == read_choice)
+        set_choice(name, v, f, to, p);
+    else if (valid_url(v))
         set_url(to, v);
-    else if (v)
-        refuse_variable(p, name, accepts, v);
+    else
+        refuse_variable(p, name, f->read == read_proxy ? proxy_accepts : url_accepts, v);
+}
+
+#define PREFIX "CAPSULE_BUILD_"
+#define REGISTRY_MIRRORS "REGISTRY_MIRRORS"
+
+/* The name of a field's variable, without the prefix. Owned. */
+static char *variable_of(const struct field *f)
+{
+    char *name = cb_xstrdup(f->name);
+    for (char *c = name; *c; c++)
+        *c = (char)toupper((unsigned char)*c);
+    return name;
 }
 
 /* A variable that is nearly one of ours would be a setting that is silently not set. Others with
  * our prefix are somebody else's. */
-static void warn_of_misspelt_variables(struct config_problems *p)
+static void warn_of_misspelt_variables(const struct cb_strv *known, struct config_problems *p)
 {
-    static const char prefix[] = "CAPSULE_BUILD_";
-    static const char *const known[] = {
-        "HOME",  "DEBIAN_MIRROR", "KERNEL",           "ISOLATION",   "PULL",
-        "PROXY", "CA_BUNDLE",     "REGISTRY_MIRRORS", "SIGNING_KEY", NULL};
+    const char *words[sizeof(settings_fields) / sizeof(*settings_fields) + 1] = {NULL};
+    for (size_t i = 0; i < known->n; i++)
+        words[i] = known->v[i];
     for (char **e = environ; *e; e++) {
-        if (strncmp(*e, prefix, sizeof(prefix) - 1) != 0)
+        if (strncmp(*e, PREFIX, sizeof(PREFIX) - 1) != 0)
             continue;
-        const char *rest = *e + sizeof(prefix) - 1;
+        const char *rest = *e + sizeof(PREFIX) - 1;
         CB_AUTO_FREE char *name = cb_xstrndup(rest, strcspn(rest, "="));
-        const char *near = is_one_of(name, known) ? NULL : nearest_word(name, known);
+        const char *near = is_one_of(name, words) ? NULL : nearest_word(name, words);
         if (!near)
             continue;
         struct source env = {.name = "environment"};
         CB_AUTO_FREE char *q = quote_text(*e, strcspn(*e, "="));
         problem_add(p, &env, true, 0, 0, NULL,
-                    "there is no variable %s, it is ignored; did you mean CAPSULE_BUILD_%s?", q,
-                    near);
+                    "there is no variable %s, it is ignored; did you mean " PREFIX "%s?", q, near);
     }
 }
 
-static void read_environment(struct settings *s, struct config_problems *p)
+static void read_mirrors(struct settings *s, struct config_problems *p)
 {
-    warn_of_misspelt_variables(p);
-    path_variable("CAPSULE_BUILD_HOME", &s->home, p);
-    path_variable("CAPSULE_BUILD_KERNEL", &s->kernel, p);
-    path_variable("CAPSULE_BUILD_SIGNING_KEY", &s->signing_key, p);
-    choice_variable("CAPSULE_BUILD_ISOLATION", isolations, "one of auto, vm, container",
-                    &s->isolation, p);
-    choice_variable("CAPSULE_BUILD_PULL", pulls, "one of always, missing, never", &s->pull, p);
-    path_variable("CAPSULE_BUILD_CA_BUNDLE", &s->ca_bundle, p);
-    url_variable("CAPSULE_BUILD_DEBIAN_MIRROR", url_accepts, &s->debian_mirror, p);
-    url_variable("CAPSULE_BUILD_UBUNTU_MIRROR", url_accepts, &s->ubuntu_mirror, p);
-    url_variable("CAPSULE_BUILD_PROXY", proxy_accepts, &s->proxy, p);
-    const char *list = variable("CAPSULE_BUILD_REGISTRY_MIRRORS");
+    const char *list = variable(PREFIX REGISTRY_MIRRORS);
     for (const char *at = list; at && *at;) {
         size_t n = strcspn(at, ",");
         CB_AUTO_FREE char *one = cb_xstrndup(at, n);
         CB_AUTO_ERROR err = CB_ERROR_INIT;
         struct source env = {.name = "environment"};
         if (n && settings_add_mirror(s, one, &err) < 0)
-            problem_add(p, &env, false, 0, 0, "CAPSULE_BUILD_REGISTRY_MIRRORS", "%s", err.msg);
+            problem_add(p, &env, false, 0, 0, PREFIX REGISTRY_MIRRORS, "%s", err.msg);
         at += n + (at[n] == ',');
     }
+}
+
+/* Each field has the variable of its name, but for `registries`, a map. */
+static void read_environment(struct settings *s, struct config_problems *p)
+{
+    struct cb_strv known = {0};
+    for (const struct field *f = settings_fields; f->name; f++) {
+        if (f->read == read_registries) {
+            cb_strv_add(&known, REGISTRY_MIRRORS);
+            continue;
+        }
+        cb_strv_take(&known, variable_of(f));
+        CB_AUTO_FREE char *name = cb_xasprintf(PREFIX "%s", known.v[known.n - 1]);
+        const char *v = variable(name);
+        if (v)
+            take_variable(s, f, name, v, p);
+    }
+    read_mirrors(s, p);
+    warn_of_misspelt_variables(&known, p);
+    cb_strv_release(&known);
 }
 
 /* ---- the whole ---- */

@@ -1,9 +1,8 @@
 /* settings: how this installation works, as opposed to what a build is.
  * Read from /etc/capsule-build/config.yaml, then $XDG_CONFIG_HOME (or ~/.config)
- * /capsule-build/config.yaml, then --config FILE; then come the variables CAPSULE_BUILD_HOME,
- * _DEBIAN_MIRROR, _UBUNTU_MIRROR, _KERNEL, _SIGNING_KEY, _ISOLATION, _PULL, _PROXY, _CA_BUNDLE and
- * _REGISTRY_MIRRORS ("HOST=URL,HOST=URL"), then flags (which the CLI applies). Later wins, field by
- * field. */
+ * /capsule-build/config.yaml, then --config FILE; then come the variables, CAPSULE_BUILD_ and a
+ * field's name in capitals (for `registries` CAPSULE_BUILD_REGISTRY_MIRRORS, "HOST=URL,HOST=URL"),
+ * then flags (which the CLI applies). Later wins, field by field. */
 #pragma once
 
 #include "schemas/config.h"

@@ -187,6 +187,14 @@ def check_kept(root, schema):
         yield f"kept in the schema and noted in the C tables are not the same: {sorted(noted ^ kept)}"
 
 
+def check_variables(schema):
+    """Each setting has the variable of its name."""
+    for name, s in schema["properties"].items():
+        want = "CAPSULE_BUILD_" + ("REGISTRY_MIRRORS" if name == "registries" else name.upper())
+        if s.get("x-variable") != want:
+            yield f"settings: {name} has the variable {want}, which the schema does not say"
+
+
 def check_defaults(root, schema):
     """What config_dump_full() fills in is what the schema, and by it the docs, call the default."""
     words = {"false": False, "true": True}
@@ -220,6 +228,7 @@ def main(root):
         used = [validators[name]] + ([validators["workload-config"]] if name == "onboard" else [])
         problems += check_used(used, good)
     problems += check_records(root, validators)
+    problems += check_variables(validators["settings"].schema)
     problems += check_defaults(root, validators["workload-config"].schema)
     problems += check_kept(root, [validators["workload-config"], validators["onboard"]])
     print("\n".join(problems) or f"{told} files: of one mind")

@@ -13,7 +13,8 @@ static const char *const variables[] = {
     "CAPSULE_BUILD_UBUNTU_MIRROR", "CAPSULE_BUILD_KERNEL",
     "CAPSULE_BUILD_SIGNING_KEY",   "CAPSULE_BUILD_ISOLATION",
     "CAPSULE_BUILD_PULL",          "CAPSULE_BUILD_PROXY",
-    "CAPSULE_BUILD_CA_BUNDLE",     "CAPSULE_BUILD_REGISTRY_MIRRORS"};
+    "CAPSULE_BUILD_CA_BUNDLE",     "CAPSULE_BUILD_REGISTRY_MIRRORS",
+    "CAPSULE_BUILD_STORE_MAX_GB",  "CAPSULE_BUILD_ALLOW_HOST_NETWORK"};
 
 static void clean_environment(void)
 {
@@ -91,6 +92,40 @@ static void test_proxy_and_authorities(void **state)
     assert_non_null(strstr(said, "CAPSULE_BUILD_PROXY: expected the URL of a proxy"));
     assert_null(strstr(said, "secret"));
     config_problems_release(&p);
+    clean_environment();
+}
+
+static void test_numbers_and_booleans_of_the_environment(void **state)
+{
+    clean_environment();
+    CB_AUTO_FREE char *a =
+        file(*state, "n.yaml", "store_max_gb: 1\nallow_host_network: true\nstall_seconds: 7\n");
+    const char *files[] = {a};
+    setenv("CAPSULE_BUILD_STORE_MAX_GB", "40", 1);
+    setenv("CAPSULE_BUILD_ALLOW_HOST_NETWORK", "false", 1);
+    struct settings *s = NULL;
+    struct config_problems p = {0};
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    assert_ok(settings_load_files(files, 1, true, &s, &p, &err), &err);
+    assert_int_equal(s->store_max_gb, 40);
+    assert_false(s->allow_host_network);
+    assert_int_equal(s->stall_seconds, 7);
+    settings_free(s);
+    static const char *const bad[] = {"0", "-1", "1e3", "40G", " 4", "1048577", "99999999999"};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+        setenv("CAPSULE_BUILD_STORE_MAX_GB", bad[i], 1);
+        setenv("CAPSULE_BUILD_ALLOW_HOST_NETWORK", "yes", 1);
+        assert_fails(settings_load_files(files, 1, true, &s, &p, &err), &err, CB_E_CONFIG,
+                     "2 errors");
+        CB_AUTO_FREE char *said = print(&p);
+        CB_AUTO_FREE char *want = cb_xasprintf(
+            "environment: CAPSULE_BUILD_ALLOW_HOST_NETWORK: expected true or false, found \"yes\"\n"
+            "environment: CAPSULE_BUILD_STORE_MAX_GB: expected a whole number from 1 to 1048576, "
+            "found \"%s\"\n",
+            bad[i]);
+        assert_string_equal(said, want);
+        config_problems_release(&p);
+    }
     clean_environment();
 }
 
@@ -379,6 +414,7 @@ int main(void)
         cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_proxy_and_authorities),
         cmocka_unit_test(test_a_misspelt_variable_is_a_warning),
+        test_in_dir(test_numbers_and_booleans_of_the_environment),
         test_in_dir(test_later_files_win_field_by_field),
         test_in_dir(test_the_environment_is_over_files),
         test_in_dir(test_the_user_file_follows_xdg),
