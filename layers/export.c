@@ -333,8 +333,10 @@ static int make_ext4(struct export *x, struct cb_error *err)
     if (fstat(image, &st) < 0)
         return cb_fail_sys(err, errno, "read the image");
     if (x->s->size && x->s->size < (uint64_t)st.st_size) {
-        cb_fail(err, CB_E_CONFIG, "--size %llu: the file system has %lld bytes",
-                (unsigned long long)x->s->size, (long long)st.st_size);
+        char asked[32], has[32];
+        cb_human_bytes(x->s->size, asked, sizeof(asked));
+        cb_human_bytes((uint64_t)st.st_size, has, sizeof(has));
+        cb_fail(err, CB_E_CONFIG, "--size %s: the file system has %s", asked, has);
         return cb_hint(err, "it can grow, not shrink; config.rootfs_size_gb decides what it has");
     }
     uint64_t size = x->s->size ? x->s->size : (uint64_t)st.st_size;
@@ -372,8 +374,10 @@ static int check(const struct export_spec *s, struct cb_error *err)
     size_t n = strlen(s->out);
     if (n == 0 || s->out[n - 1] == '/')
         return cb_fail(err, CB_E_CONFIG, "-o %s: not the name of a file", s->out);
-    if (lstat(s->out, &st) == 0 && !S_ISREG(st.st_mode))
-        return cb_fail(err, CB_E_CONFIG, "-o %s: is there, and is not a file", s->out);
+    if (lstat(s->out, &st) == 0 && !S_ISREG(st.st_mode)) {
+        cb_fail(err, CB_E_CONFIG, "-o %s: is there, and is not a file", s->out);
+        return cb_hint(err, "files are replaced, folders are not: remove it, or give another name");
+    }
     return 0;
 }
 

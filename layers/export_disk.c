@@ -81,9 +81,11 @@ static int lay_out(struct disk *d, uint64_t image, uint64_t kernel, struct cb_er
         d->esp_size = ESP_MIN_MIB * MIB;
     d->root_at = d->esp_at + d->esp_size;
     uint64_t least = d->root_at + round_up(image, MIB) + HEAD_MIB * MIB;
+    char asked[32], needs[32];
+    cb_human_bytes(s->size, asked, sizeof(asked));
+    cb_human_bytes(least, needs, sizeof(needs));
     if (s->size && s->size < least) {
-        cb_fail(err, CB_E_CONFIG, "--size %" PRIu64 ": the disk needs %" PRIu64 " bytes", s->size,
-                least);
+        cb_fail(err, CB_E_CONFIG, "--size %s: the disk needs %s", asked, needs);
         return cb_hint(err, "give %" PRIu64 "M or more, or leave it out",
                        round_up(least, unit) / MIB);
     }

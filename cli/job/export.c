@@ -84,6 +84,16 @@ static void say_done(const struct export_spec *s, uint64_t size)
     fputs("\nhow to use it: docs/export.md\n", stderr);
 }
 
+/* What would have no effect is refused: somebody expects one. */
+static int check_flags(const struct cli_args *a, int format, struct cb_error *err)
+{
+    if (a->compress && format != EXPORT_QCOW2)
+        return cb_fail(err, CB_E_CONFIG, "--compress belongs to --format qcow2");
+    if (a->keep_zstd && format != EXPORT_OCI)
+        return cb_fail(err, CB_E_CONFIG, "--keep-zstd belongs to --format oci");
+    return 0;
+}
+
 static int export_with(struct cli_args *a, struct store *store, const struct template_manifest *t)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
@@ -93,6 +103,8 @@ static int export_with(struct cli_args *a, struct store *store, const struct tem
         cb_hint(&err, "accepted are ext4, raw, qcow2, gce, oci, dir-tar");
         return cli_fail(&err);
     }
+    if (check_flags(a, format, &err) < 0)
+        return cli_fail(&err);
     CB_AUTO_FREE char *named = default_out(t, (enum export_format)format);
     const char *out = a->output ? a->output : named;
     if (strcmp(out, "-") == 0 && isatty(STDOUT_FILENO)) {

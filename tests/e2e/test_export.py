@@ -324,7 +324,10 @@ class Export(E2E):
                            (("box:0", "--format", "ext4"), r"not NAME or NAME:VERSION"),
                            (("box:1", "--version", "2", "--format", "ext4"), r"two versions"),
                            (("box", "--format", "raw", "--size", "10X"), r"not a size such as 10G"),
-                           (("box", "--format", "raw", "--size", "100M"), r"the disk needs \d+ bytes"),
+                           (("box", "--format", "raw", "--size", "100M"), r"--size 100\.0 MiB: the disk needs \d+\.\d MiB"),
+                           (("box", "--format", "ext4", "--size", "1M"), r"--size 1\.0 MiB: the file system has \d"),
+                           (("box", "--format", "oci", "--compress"), r"--compress belongs to --format qcow2"),
+                           (("box", "--format", "qcow2", "--keep-zstd"), r"--keep-zstd belongs to --format oci"),
                            (("box", "--format", "oci", "-o", self.out), r"is there, and is not a file")):
             with self.subTest(" ".join(map(str, args))):
                 self.ends(self.home.run("export", *args, cwd=self.out), 2, text)
