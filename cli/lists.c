@@ -98,6 +98,8 @@ static int list_builds(struct cli_args *a, struct queue *q)
     if (a->json) {
         json_dumpf(all, stdout, JSON_INDENT(2));
         putchar('\n');
+    } else if (n == 0 && a->words.n) {
+        printf("no builds of %s: `capsule-build builds` lists all\n", a->words.v[0]);
     } else if (n == 0) {
         puts("no builds yet: capsule-build FILE makes one");
     }
@@ -235,9 +237,13 @@ static int show(struct cli_args *a, struct store *store)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct template_manifest *m = NULL;
-    if (store_template_get(store, a->words.v[0], a->version, &m, &err) < 0)
+    CB_AUTO_FREE char *name = NULL;
+    uint64_t version = 0;
+    int rc = cli_template_name(a, &name, &version);
+    if (rc)
+        return rc;
+    if (store_template_get(store, name, version, &m, &err) < 0)
         return cli_fail(&err);
-    int rc = EXIT_DONE;
     if (a->sbom || a->provenance || a->verify_key) {
         rc = cli_show_documents(a, store, m);
     } else if (a->json) {
@@ -254,7 +260,13 @@ static int show(struct cli_args *a, struct store *store)
     return rc;
 }
 
+/* Each shows one thing; none is left out in silence. */
 int cmd_show(struct cli_args *a)
 {
-    return with_store(a, show);
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    if (a->depth || a->top)
+        cb_fail(&err, CB_E_CONFIG, "--depth and --top belong to --sizes");
+    else if ((a->sbom != 0) + (a->provenance != 0) + (a->verify_key != NULL) > 1)
+        cb_fail(&err, CB_E_CONFIG, "one of --sbom, --provenance and --verify-signature at a time");
+    return err.code == CB_OK ? with_store(a, show) : cli_fail(&err);
 }

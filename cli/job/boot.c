@@ -17,6 +17,11 @@ static void on_stop(int sig)
 
 static int boot_with(struct cli_args *a, const struct settings *s, struct store *store)
 {
+    CB_AUTO_FREE char *name = NULL;
+    uint64_t version = 0;
+    int rc = cli_template_name(a, &name, &version);
+    if (rc)
+        return rc;
     CB_AUTO_FREE char *unique = cb_xasprintf("boot-%d", (int)getpid());
     CB_AUTO_FREE char *work = cli_work_dir(s, unique);
     size_t n_exec = 0;
@@ -28,8 +33,8 @@ static int boot_with(struct cli_args *a, const struct settings *s, struct store 
     struct port_forward forwards[sizeof(a->forwards) / sizeof(*a->forwards)];
     for (size_t i = 0; i < a->n_forwards; i++)
         forwards[i] = (struct port_forward){a->forwards[i][0], a->forwards[i][1]};
-    struct boot_request r = {.name = a->words.v[0],
-                             .version = a->version,
+    struct boot_request r = {.name = name,
+                             .version = version,
                              .forwards = forwards,
                              .n_forwards = a->n_forwards,
                              .exec_argv = n_exec ? exec_argv : NULL,
@@ -42,7 +47,7 @@ static int boot_with(struct cli_args *a, const struct settings *s, struct store 
     (void)sigaction(SIGTERM, &sa, NULL);
     (void)sigaction(SIGHUP, &sa, NULL);
     CB_AUTO_ERROR err = CB_ERROR_INIT;
-    int rc = boot_template(store, s, &r, &err);
+    rc = boot_template(store, s, &r, &err);
     if (rc >= 0)
         return rc;
     if (err.code == CB_E_CANCELED) {

@@ -98,6 +98,11 @@ int cmd_show_sizes(struct cli_args *a)
     struct settings *s = NULL;
     struct store *store = NULL;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
+    if (a->sbom || a->provenance || a->verify_key) {
+        cb_fail(&err, CB_E_CONFIG, "--sizes goes with none of the documents");
+        cb_hint(&err, "show them in a call of their own");
+        return cli_fail(&err);
+    }
     int rc = cli_settings(a, &s);
     if (rc)
         return rc;

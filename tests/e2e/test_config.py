@@ -129,6 +129,18 @@ class GoodConfig(E2E):
         self.ends(self.home.run("show", "nobody"), 1, r"nobody")
         self.ends(self.home.run("boot", "nobody", "--once"), 1, r"nobody")
         self.ends(self.home.run("logs", "nobody"), 1, r"nobody")
+        self.ends(self.home.run("builds", "nobody"), 0, r"no builds of nobody")
+
+    def test_names_with_versions_and_options_that_exclude_each_other(self):
+        for args, text in ((("show", "nobody:3"), r"template nobody has no version 3"),
+                           (("boot", "nobody:3", "--once"), r"template nobody has no version 3")):
+            self.ends(self.home.run(*args), 1, text)
+        for args, text in ((("show", "nobody:0"), r"not NAME or NAME:VERSION"),
+                           (("boot", "nobody:3", "--version", "2", "--once"), r"two versions"),
+                           (("show", "nobody", "--depth", "3"), r"--depth and --top belong to --sizes"),
+                           (("show", "nobody", "--sbom", "--provenance"), r"one of --sbom, --provenance and"),
+                           (("show", "nobody", "--sizes", "--sbom"), r"--sizes goes with none of the documents")):
+            self.ends(self.home.run(*args), 2, text)
 
 
 if __name__ == "__main__":
