@@ -1,10 +1,14 @@
 /* image_tool STORE SIZE_MIB REFERENCE HOW [OUT]: a base image from its registry to an ext4 image,
  * as a build does it, without a build around it: resolve, then fetch what the store lacks and
- * flatten what has arrived. HOW: publish  the image goes into the store, with what later ones can
- * take from it copy     OUT is made from the layers' bytes in images of the store (another base,
- * another order) extend   OUT is made from the image of the same layers in the store (another size,
- * more layers) update   hashes the image of the store anew after 1 % of its chunks changed, and
- * whole Prints the seconds as JSON. */
+ * flatten what has arrived. HOW:
+ *
+ *   publish  the image goes into the store, with what later ones can take from it
+ *   copy     OUT is made from the layers' bytes in images of the store (another base, another
+ * order) extend   OUT is made from the image of the same layers in the store (another size, more
+ * layers) chunks   stores OUT, an image, in chunks, as publishing a template does update   hashes
+ * OUT anew after 1 % of its chunks changed, and whole
+ *
+ * Prints the seconds as JSON. */
 #include "layers/layers.h"
 #include "layers/prefix.h"
 #include "support/cleanup.h"
@@ -136,14 +140,39 @@ static int update(struct work *w, struct cb_error *err)
     return 0;
 }
 
+static int store_in_chunks(struct work *w, struct cb_error *err)
+{
+    CB_AUTO_CHUNK_MAP map = {0};
+    struct store_chunks c;
+    CB_AUTO_FD fd = open(w->out, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return cb_fail_sys(err, errno, "open %s", w->out);
+    int rc = chunk_map_make(fd, CHUNK_SIZE_DEFAULT, &map, err);
+    int64_t start = cb_monotonic_us();
+    if (rc == 0)
+        rc = store_chunks_put(w->store, fd, &map, NULL, &c, err);
+    if (rc == 0)
+        printf("{\"seconds\": %.6f, \"added\": %" PRIu64 ", \"bytes\": %" PRIu64 "}\n",
+               since(start), c.added, c.added_bytes);
+    return rc;
+}
+
+static int do_as_told(struct work *w, const char *reference, struct cb_error *err)
+{
+    if (strcmp(w->how, "update") == 0)
+        return update(w, err);
+    return strcmp(w->how, "chunks") == 0 ? store_in_chunks(w, err) : run(w, reference, err);
+}
+
 int main(int argc, char **argv)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct config_problems problems = {0};
     struct work w = {0};
     if (argc < 5 || (argc < 6 && strcmp(argv[4], "publish") != 0)) {
-        fputs("usage: image_tool STORE SIZE_MIB REFERENCE publish|copy|extend|update [OUT]\n",
-              stderr);
+        fputs(
+            "usage: image_tool STORE SIZE_MIB REFERENCE publish|copy|extend|chunks|update [OUT]\n",
+            stderr);
         return 2;
     }
     w.how = argv[4];
@@ -154,7 +183,7 @@ int main(int argc, char **argv)
     if (rc == 0)
         rc = store_open(argv[1], &w.store, &err);
     if (rc == 0)
-        rc = strcmp(w.how, "update") == 0 ? update(&w, &err) : run(&w, argv[3], &err);
+        rc = do_as_told(&w, argv[3], &err);
     base_image_release(&w.base);
     store_free(w.store);
     settings_free(w.settings);

@@ -133,6 +133,14 @@ class Bench:
         drop_caches()
         return self.ours(name, how)
 
+    def ours_chunks(self, name):
+        """Of the image that ours() made last: (seconds, what the tool said, MiB written)."""
+        self.remove("store/chunks", "store/images")
+        drop_caches()
+        t = Took().run([BUILD / "bench_image", self.path("store"), SIZE_MIB, name, "chunks", self.path("ours.ext4")])
+        t.said = json.loads(t.out)
+        return t
+
     def ours_update(self, name):
         """On the image that ours() made last."""
         t = Took().run([BUILD / "bench_image", self.path("store"), SIZE_MIB, name, "update", self.path("ours.ext4")])
@@ -235,6 +243,11 @@ def measure(bench, name, rounds):
     bench.remove("store")
     row("  peak memory (anon + shmem), cold", f"{bench.ours(name, 'publish', sample=True).peak:.0f} MiB", "under 64 MiB")
     bench.ours(name, "copy")
+    chunks = bench.ours_chunks(name)
+    row(f"{name}, its {chunks.said['added']} chunks stored (zstd, synced; when it is published)",
+        f"{chunks.said['seconds']:.2f} s", "")
+    row("  written for them", f"{chunks.said['bytes'] / (1 << 20):.0f} MiB: "
+        f"{chunks.said['bytes'] / (1 << 20) / allocated:.2f} of what it takes", "")
     said = bench.ours_update(name)
     row(f"{name}, hashing its {said['chunks']} chunks", f"{said['whole'] * 1000:.0f} ms", "")
     row(f"  again when {said['changed']} have changed", f"{said['part'] * 1000:.1f} ms: "
