@@ -84,6 +84,7 @@ void build_release(struct build *b)
     egress_free(b->egress);
     store_free(b->store);
     emitter_release(&b->em);
+    secrets_free(b->secrets);
 }
 
 static void replace(char **to, char *taken)
@@ -101,7 +102,7 @@ static int renew_config(struct build *b, struct build_result *out, struct cb_err
     int rc = store_template_get(b->store, b->name, b->published, &m, err);
     if (rc < 0)
         return rc;
-    CB_AUTO_FREE char *now = config_dump(b->c);
+    CB_AUTO_FREE char *now = config_dump_published(b->c);
     bool differs = m->config && now && strcmp(m->config, now) != 0;
     if (differs) {
         json_auto_t *lock = build_lock(b);
@@ -185,8 +186,10 @@ int build_run(const struct workload_config *c, struct settings *settings,
         rc = cb_mkdir_p(o->work_dir, 0700, err);
     if (rc >= 0)
         rc = build_steps(&b, out, err);
-    if (rc < 0 && err)
+    if (rc < 0 && err) {
+        emit_mask_error(&b.em, err);
         emit_step_end(&b.em, 1, err); /* the step that was open, if one was */
+    }
     if (b.store && !out->up_to_date)
         build_trim(&b);
     if (rc >= 0) {

@@ -5,6 +5,7 @@
 #include "builder/egress.h"
 #include "builder/emit.h"
 #include "builder/machine.h"
+#include "builder/secrets.h"
 #include "builder/warm.h"
 
 #include <signal.h>
@@ -51,6 +52,7 @@ struct build {
     uint64_t unbooted;       /* one that has it and will not: it was never booted */
     uint64_t size_bytes_asked;
     struct contents *contents; /* what the layers take from outside (builder/contexts.h) */
+    struct secrets *secrets;   /* NULL: no command is given any */
     bool have_lower; /* what the first missing layer stands on was made while it arrived */
 
     struct egress *egress; /* what commands may reach; NULL: everything */

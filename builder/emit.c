@@ -8,10 +8,33 @@
 #include <string.h>
 #include <time.h>
 
-enum { SIGN_OF_LIFE_MS = 1000, PROGRESS_EVERY_MS = 200 };
+enum { SIGN_OF_LIFE_MS = 1000, PROGRESS_EVERY_MS = 200, OUTPUT_PIECE = 32 << 10 };
+
+/* Texts are masked before they become events, which cut what is too long; this is for the rest. */
+static json_t *mask_json(struct mask *m, json_t *v)
+{
+    const char *key;
+    size_t i;
+    json_t *of;
+    void *next;
+    if (json_is_string(v)) {
+        char *masked = mask_text(m, json_string_value(v));
+        json_t *text = masked ? json_string(masked) : json_incref(v);
+        free(masked);
+        return text;
+    }
+    json_object_foreach_safe(v, next, key, of)(void) json_object_set_new(v, key, mask_json(m, of));
+    json_array_foreach(v, i, of)(void) json_array_set_new(v, i, mask_json(m, of));
+    return json_incref(v);
+}
 
 static void say(struct emitter *e, enum event_type type, json_t *payload)
 {
+    if (e->mask && type != EVENT_OUTPUT) {
+        json_t *masked = mask_json(e->mask, payload);
+        json_decref(payload);
+        payload = masked;
+    }
     e->spoke_ms = cb_monotonic_ms();
     e->sink->event(e->sink->arg, type, payload);
 }
@@ -129,8 +152,40 @@ void emitter_release(struct emitter *e)
     cb_buf_release(&e->partial);
     outlog_free(e->log);
     json_decref(e->record);
+    for (size_t i = 0; i < 2; i++)
+        mask_stream_release(&e->streams[i]);
     pthread_cond_destroy(&e->wake);
     pthread_mutex_destroy(&e->lock);
+}
+
+void emit_set_mask(struct emitter *e, struct mask *mask)
+{
+    pthread_mutex_lock(&e->lock);
+    e->mask = mask;
+    for (size_t i = 0; i < 2; i++)
+        mask_stream_init(&e->streams[i], mask);
+    pthread_mutex_unlock(&e->lock);
+}
+
+/* @text (taken, may be NULL) as it may be said. Owned. */
+static char *masked(struct emitter *e, char *text)
+{
+    pthread_mutex_lock(&e->lock);
+    char *other = e->mask && text ? mask_text(e->mask, text) : NULL;
+    pthread_mutex_unlock(&e->lock);
+    if (!other)
+        return text;
+    explicit_bzero(text, strlen(text));
+    free(text);
+    return other;
+}
+
+void emit_mask_error(struct emitter *e, struct cb_error *err)
+{
+    if (!err)
+        return;
+    err->msg = masked(e, err->msg);
+    err->hint = masked(e, err->hint);
 }
 
 void emit(struct emitter *e, enum event_type type, json_t *payload)
@@ -144,7 +199,7 @@ void emit_note(struct emitter *e, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
-    char *text = cb_xvasprintf(fmt, ap);
+    char *text = masked(e, cb_xvasprintf(fmt, ap));
     va_end(ap);
     emit(e, EVENT_NOTE, event_text("%s", text));
     free(text);
@@ -154,15 +209,62 @@ void emit_warning(struct emitter *e, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
-    char *text = cb_xvasprintf(fmt, ap);
+    char *text = masked(e, cb_xvasprintf(fmt, ap));
     va_end(ap);
     emit(e, EVENT_WARNING, event_text("%s", text));
     free(text);
 }
 
+static void end_line(struct emitter *e)
+{
+    free(e->tail[e->tail_next]);
+    e->tail[e->tail_next] = cb_xstrndup(e->partial.data ? e->partial.data : "", e->partial.len);
+    e->tail_next = (e->tail_next + 1) % EMIT_TAIL_LINES;
+    cb_buf_clear(&e->partial);
+}
+
+static void keep_tail(struct emitter *e, const char *at, size_t len)
+{
+    while (len) {
+        const char *nl = memchr(at, '\n', len);
+        size_t n = nl ? (size_t)(nl - at) : len;
+        size_t room = e->partial.max - e->partial.len;
+        (void)cb_buf_add(&e->partial, at, n < room ? n : room);
+        if (nl) {
+            end_line(e);
+            n++;
+        }
+        at += n;
+        len -= n;
+    }
+}
+
+/* What was held back may have become long. */
+static void say_output(struct emitter *e, int stream, const char *data, size_t len)
+{
+    keep_tail(e, data, len);
+    while (len) {
+        size_t n = len < OUTPUT_PIECE ? len : OUTPUT_PIECE;
+        outlog_add(e->log, stream, data, n);
+        data += n;
+        len -= n;
+    }
+}
+
+/* No more output comes: what was held back because it might become a secret is none. */
+static void flush_output(struct emitter *e)
+{
+    for (int i = 0; e->mask && i < 2; i++) {
+        CB_AUTO_BUF out = CB_BUF_INIT(SIZE_MAX / 2);
+        mask_flush(&e->streams[i], &out);
+        say_output(e, i + 1, out.data, out.len);
+    }
+}
+
 int emit_step_start(struct emitter *e, enum phase phase, const char *layer, const char *cmd)
 {
     pthread_mutex_lock(&e->lock);
+    flush_output(e);
     int step = ++e->last_step;
     e->open_step = step;
     e->started_ms = cb_monotonic_ms();
@@ -177,30 +279,15 @@ int emit_step_start(struct emitter *e, enum phase phase, const char *layer, cons
     return step;
 }
 
-static void end_line(struct emitter *e)
-{
-    free(e->tail[e->tail_next]);
-    e->tail[e->tail_next] = cb_xstrndup(e->partial.data ? e->partial.data : "", e->partial.len);
-    e->tail_next = (e->tail_next + 1) % EMIT_TAIL_LINES;
-    cb_buf_clear(&e->partial);
-}
-
 void emit_step_output(struct emitter *e, int stream, const void *data, size_t len)
 {
     pthread_mutex_lock(&e->lock);
-    outlog_add(e->log, stream, data, len);
-    const char *at = data;
-    while (len) {
-        const char *nl = memchr(at, '\n', len);
-        size_t n = nl ? (size_t)(nl - at) : len;
-        size_t room = e->partial.max - e->partial.len;
-        (void)cb_buf_add(&e->partial, at, n < room ? n : room);
-        if (nl) {
-            end_line(e);
-            n++;
-        }
-        at += n;
-        len -= n;
+    if (e->mask) {
+        CB_AUTO_BUF out = CB_BUF_INIT(SIZE_MAX / 2);
+        mask_feed(&e->streams[stream == 2], data, len, &out);
+        say_output(e, stream, out.data, out.len);
+    } else {
+        say_output(e, stream, data, len);
     }
     pthread_mutex_unlock(&e->lock);
 }
@@ -215,12 +302,13 @@ void emit_step_used(struct emitter *e, const struct event_execution *x)
 
 void emit_step_end(struct emitter *e, int exit_code, const struct cb_error *failure)
 {
+    char *why = masked(e, cb_xstrdup0(failure ? failure->msg : NULL));
     pthread_mutex_lock(&e->lock);
+    flush_output(e);
     if (e->open_step) {
         int64_t ms = cb_monotonic_ms() - e->started_ms;
         outlog_end(e->log);
-        json_t *end = event_step_end(e->open_step, exit_code, failure == NULL, ms,
-                                     failure ? failure->msg : NULL);
+        json_t *end = event_step_end(e->open_step, exit_code, failure == NULL, ms, why);
         if (e->record)
             event_add_record(end, e->record);
         e->record = NULL;
@@ -228,6 +316,7 @@ void emit_step_end(struct emitter *e, int exit_code, const struct cb_error *fail
         e->open_step = 0;
     }
     pthread_mutex_unlock(&e->lock);
+    free(why);
 }
 
 void emit_step_cached(struct emitter *e, enum phase phase, const char *layer, const char *cmd)
@@ -242,6 +331,7 @@ void emit_step_cached(struct emitter *e, enum phase phase, const char *layer, co
 char *emit_tail(struct emitter *e)
 {
     pthread_mutex_lock(&e->lock);
+    flush_output(e);
     if (e->partial.len)
         end_line(e);
     CB_AUTO_BUF b = CB_BUF_INIT(EMIT_TAIL_LINES * (EMIT_TAIL_LINE_MAX + 1));

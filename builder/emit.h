@@ -1,9 +1,11 @@
 /* emit: how one build speaks. Numbers the steps, keeps the last lines of output for error texts,
- * and shows a sign of life each second while a step says nothing. Safe to call from any thread; the
- * sink is called under the emitter's lock, one call at a time. */
+ * and shows a sign of life each second while a step says nothing. Nothing that it says holds what
+ * its mask looks for. Safe to call from any thread; the sink is called under the emitter's lock,
+ * one call at a time. */
 #pragma once
 
 #include "builder/builder.h"
+#include "builder/mask.h"
 #include "builder/outlog.h"
 
 #include <pthread.h>
@@ -30,6 +32,8 @@ struct emitter {
     struct outlog *log;              /* what is kept of its output; owned */
     json_t *record;                  /* what the open step used; owned, NULL: nothing is known */
     struct layers_progress progress; /* hand this to layers/ */
+    struct mask *mask;               /* borrowed; NULL: nothing is masked */
+    struct mask_stream streams[2];   /* stdout and stderr of the open step */
 };
 
 void emitter_init(struct emitter *e, const struct build_sink *sink);
@@ -37,6 +41,11 @@ void emitter_release(struct emitter *e);
 /* How many bytes of a step's output are handed on; what is above it is left out of its middle.
  * Before the first step. */
 void emit_output_limit(struct emitter *e, uint64_t bytes);
+
+/* From here on everything is masked. @mask is borrowed until emitter_release(). No step is open. */
+void emit_set_mask(struct emitter *e, struct mask *mask);
+/* An error that is on its way out of the build: masks its texts. */
+void emit_mask_error(struct emitter *e, struct cb_error *err);
 
 /* @payload is taken. */
 void emit(struct emitter *e, enum event_type type, json_t *payload);

@@ -401,7 +401,7 @@ static void fill_manifest(const struct build *b, const struct store_chunks *chun
     m->warm.machine = cb_xstrdup0(b->warm.machine);
     m->warm.cpu = cb_xstrdup0(b->warm.cpu);
     m->warm.network = cb_xstrdup0(b->warm.network);
-    m->config = config_dump(b->c);
+    m->config = config_dump_published(b->c);
     json_t *lock = build_lock(b);
     m->lock = lock ? json_dumps(lock, JSON_SORT_KEYS | JSON_COMPACT) : NULL;
     json_decref(lock);

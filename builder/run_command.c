@@ -213,6 +213,8 @@ static int run_program(struct talk *t, const struct layer *l, size_t i, struct c
     int step = begin_step(b, l, title);
     struct guest_step g = guest_step_of(cmd, &t->state.now, step);
     struct usage used = {0};
+    const struct layer_secrets *secrets = secrets_of(b->secrets, (size_t)(l - b->c->layers));
+    g.secret_env = secrets ? &secrets->env : NULL;
     g.timeout_ms = cmd->timeout_ms ? cmd->timeout_ms : machine_limit(t->m, COMMAND_TIMEOUT_MS);
     struct step_result r = {0};
     char how[160] = "";

@@ -356,12 +356,28 @@ static int run_missing(struct build *b, size_t first, struct cb_error *err)
     return build_machine_done(rc, err);
 }
 
+/* Reads what the layers from @first on are given in secret; from there on everything is masked. */
+static int load_secrets(struct build *b, size_t first, struct cb_error *err)
+{
+    int rc = secrets_load(b->c, first, &b->secrets, err);
+    if (rc < 0 || !b->secrets)
+        return rc;
+    emit_set_mask(&b->em, b->secrets->mask);
+    for (size_t i = 0; i < b->secrets->unmasked.n; i++)
+        emit_warning(&b->em,
+                     "%s has fewer than %d characters: it is not masked where it is printed",
+                     b->secrets->unmasked.v[i], MASK_SHORTEST);
+    return 0;
+}
+
 int build_layers(struct build *b, struct cb_error *err)
 {
     size_t first = 0;
     while (first < b->n_layers && b->layers[first].have_diff)
         first++;
-    int rc = pull_base(b, first, err);
+    int rc = load_secrets(b, first, err);
+    if (rc == 0)
+        rc = pull_base(b, first, err);
     if (rc < 0)
         return rc;
     for (size_t i = 0; i < first; i++) {

@@ -81,9 +81,10 @@ struct guest_step {
     const char *script; /* or NULL: argv */
     const struct cb_strv *argv;
     bool as_root;
-    const struct config_pairs *env;      /* or NULL */
-    const struct config_pairs *over_env; /* the same, later: wins; or NULL */
-    const char *user, *workdir;          /* or NULL: the layer's */
+    const struct config_pairs *env;        /* or NULL */
+    const struct config_pairs *secret_env; /* the same, later: wins; not kept here; or NULL */
+    const struct config_pairs *over_env;   /* the same, later: wins; or NULL */
+    const char *user, *workdir;            /* or NULL: the layer's */
     int64_t timeout_ms;
 };
 struct step_result {

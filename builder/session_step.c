@@ -49,6 +49,7 @@ static void put_step(struct frame_out *o, const struct guest_step *st)
         frame_put_text(o, TAG_ARG, st->argv->v[i]);
     frame_put_number(o, TAG_ROOT, st->as_root);
     sess_put_env(o, st->env);
+    sess_put_env(o, st->secret_env);
     sess_put_env(o, st->over_env);
     frame_put_text(o, TAG_USER, st->user);
     frame_put_text(o, TAG_WORKDIR, st->workdir);
@@ -66,6 +67,8 @@ int session_step(struct session *s, const struct guest_step *st, struct step_res
     int64_t limit =
         st->timeout_ms > 0 ? st->timeout_ms + STEP_MARGIN_MS * s->factor : INT64_MAX / 2;
     int rc = sess_send(s, &o, err);
+    if (st->secret_env)
+        explicit_bzero(o.p, o.len); /* what was sent does not stay in our memory */
     return rc < 0 ? rc : wait_step(s, limit, out, err);
 }
 

@@ -334,6 +334,7 @@ void sess_put_env(struct frame_out *o, const struct config_pairs *env)
     for (size_t i = 0; env && i < env->n; i++) {
         CB_AUTO_FREE char *pair = cb_xasprintf("%s=%s", env->v[i].key, env->v[i].value);
         frame_put_text(o, TAG_ENV, pair);
+        explicit_bzero(pair, strlen(pair));
     }
 }
 

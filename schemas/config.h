@@ -221,6 +221,10 @@ char *config_name(const struct workload_config *c);
  * CONFIG_JSON and with CONFIG_NO_ENV, gives the same model and the same hashes; places in files are
  * not kept, and display_name is config_name(). Owned. This is what a job carries in the queue. */
 char *config_dump(const struct workload_config *c);
+/* The same as a template keeps it: a value of `credentials.env` that the file writes out, in place
+ * of
+ * ${VAR}, is left out. Owned. */
+char *config_dump_published(const struct workload_config *c);
 
 /* The same with every default that has a value filled in, for people (the defaults of
  * rootfs_size_gb, runner_user and the like depend on the image). It means the same build. Owned. */

@@ -5,6 +5,7 @@
 #include "support/mem.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 char *json_canonical(json_t *v)
 {
@@ -223,7 +224,25 @@ char *healthcheck_text(const struct healthcheck *h)
                         (long long)h->start_period_ms, h->retries, h->command);
 }
 
-char *config_dump(const struct workload_config *c)
+/* `credentials` without what a file writes out in place of ${VAR}. */
+static json_t *dump_credentials(const struct workload_config *c, bool published)
+{
+    json_t *v = c->credentials ? json_loads(c->credentials, 0, NULL) : NULL;
+    const char *key;
+    json_t *text;
+    void *next;
+    json_t *env = published ? json_object_get(v, "env") : NULL;
+    json_object_foreach_safe(env, next, key, text)
+    {
+        const char *value = json_string_value(text);
+        const char *variable = value ? strstr(value, "${") : NULL;
+        if (value && *value && (!variable || (variable > value && variable[-1] == '$')))
+            (void)json_object_set_new(env, key, json_string("(left out)"));
+    }
+    return v;
+}
+
+static char *dump(const struct workload_config *c, bool published)
 {
     json_t *w = json_object();
     CB_AUTO_FREE char *name = config_name(c);
@@ -236,7 +255,7 @@ char *config_dump(const struct workload_config *c)
         json_put(w, "start_command", json_start(&c->start));
     json_put(w, "init_commands", json_commands(&c->boot_commands));
     json_put_text(w, "healthcheck", health);
-    put_json(w, "credentials", c->credentials);
+    (void)json_object_set_new(w, "credentials", dump_credentials(c, published)); /* NULL: none */
     put_json(w, "task", c->task);
     if (!c->platform && !c->microvm && !c->hosts && !c->session)
         return json_canonical(w);
@@ -247,4 +266,14 @@ char *config_dump(const struct workload_config *c)
     put_json(full, "session", c->session);
     (void)json_object_set_new(full, "workload", w);
     return json_canonical(full);
+}
+
+char *config_dump(const struct workload_config *c)
+{
+    return dump(c, false);
+}
+
+char *config_dump_published(const struct workload_config *c)
+{
+    return dump(c, true);
 }

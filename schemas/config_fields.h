@@ -35,6 +35,9 @@ bool read_hosts(struct reader *r, const struct at *at, const struct doc_node *n,
 bool read_network_policy(struct reader *r, const struct at *at, const struct doc_node *n,
                          const struct field *f, void *to); /* char *: canonical JSON */
 /* config_trust.c */
+#define VARIABLE_ACCEPTS "the name of a variable: NAME or ${NAME}"
+bool read_variable(struct reader *r, const struct at *at, const struct doc_node *n,
+                   const struct field *f, void *to); /* char *: as it is written */
 bool read_credentials(struct reader *r, const struct at *at, const struct doc_node *n,
                       const struct field *f, void *to); /* char *: canonical JSON */
 bool read_auth(struct reader *r, const struct at *at, const struct doc_node *n,

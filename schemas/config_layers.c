@@ -230,12 +230,12 @@ static bool read_context(struct reader *r, const struct at *at, const struct doc
 
 #define AT(member) offsetof(struct secret, member)
 
-/* A variable: its value stays out of the model, only that it can be had is checked. */
+/* Its value stays out of the model, only that the variable of ${NAME} is set is checked. */
 static bool read_secret_env(struct reader *r, const struct at *at, const struct doc_node *n,
                             const struct field *f, void *to)
 {
-    const char *text = read_text(r, at, n, "the name of a variable");
-    return text && read_expand(r, at, n, text, NULL) && read_string(r, at, n, f, to);
+    const char *text = read_text(r, at, n, f->accepts);
+    return text && read_expand(r, at, n, text, NULL) && read_variable(r, at, n, f, to);
 }
 
 static const struct field secret_fields[] = {
@@ -245,8 +245,12 @@ static const struct field secret_fields[] = {
      .max = 128,
      .required = true,
      .accepts = "the secret's name"},
-    {.name = "env", .read = read_secret_env, .offset = AT(env)},
-    {.name = "path", .read = read_absolute_path, .offset = AT(path)},
+    {.name = "env",
+     .read = read_secret_env,
+     .offset = AT(env),
+     .max = 1024,
+     .accepts = VARIABLE_ACCEPTS},
+    {.name = "path", .read = read_absolute_path, .offset = AT(path), .note = "path"},
     {.name = "version", .read = read_string, .offset = AT(version), .max = 128},
     {.name = NULL},
 };
@@ -347,7 +351,7 @@ const struct field layer_fields[] = {
     {.name = "env", .read = read_env, .offset = AT(env), .more = "expand"},
     {.name = "workdir", .read = read_absolute_path, .offset = AT(workdir)},
     {.name = "user", .read = read_user, .offset = AT(user)},
-    {.name = "secrets", .read = read_secrets, .note = "secrets"},
+    {.name = "secrets", .read = read_secrets},
     {.name = NULL},
 };
 

@@ -455,10 +455,7 @@ static const struct field workload_fields[] = {
     {.name = "start_command", .read = read_start, .offset = AT(start)},
     {.name = "init_commands", .read = read_commands, .offset = AT(boot_commands)},
     {.name = "healthcheck", .read = read_healthcheck, .offset = AT(healthcheck)},
-    {.name = "credentials",
-     .read = read_credentials,
-     .offset = AT(credentials),
-     .note = "credentials"},
+    {.name = "credentials", .read = read_credentials, .offset = AT(credentials)},
     {.name = "task", .read = read_task, .offset = AT(task), .note = "task"},
     {.name = NULL},
 };
@@ -486,10 +483,7 @@ static const struct field top_fields[] = {
      .required = true,
      .accepts = "what to build: base_image, layers, start_command"},
     {.name = "session", .read = read_object, .offset = AT(session), .note = "session"},
-    {.name = "credentials",
-     .read = read_credentials,
-     .offset = AT(credentials),
-     .note = "credentials"},
+    {.name = "credentials", .read = read_credentials, .offset = AT(credentials)},
     {.name = NULL},
 };
 

@@ -1,6 +1,7 @@
 /* What a build is trusted with: credentials and the providers of `auth`. Both are checked here and
  * kept as they are written; a secret's value is in neither. */
 #include "schemas/config_fields.h"
+#include "schemas/config_json.h"
 
 #include "support/cleanup.h"
 #include "support/mem.h"
@@ -29,6 +30,25 @@ bool read_id(struct reader *r, const struct at *at, const struct doc_node *n, co
     return read_string(r, at, n, f, to);
 }
 
+bool read_variable(struct reader *r, const struct at *at, const struct doc_node *n,
+                   const struct field *f, void *to)
+{
+    const char *text = read_text(r, at, n, f->accepts);
+    if (!text)
+        return false;
+    bool braces = strncmp(text, "${", 2) == 0;
+    const char *name = braces ? text + 2 : text;
+    size_t len = 0;
+    while (isalnum((unsigned char)name[len]) || name[len] == '_')
+        len++;
+    if (len == 0 || isdigit((unsigned char)*name) || strcmp(name + len, braces ? "}" : "") != 0)
+        /* what stands there may be the secret itself */
+        read_problem_private(r, at, n, "expected %s", f->accepts);
+    else
+        return read_string(r, at, n, f, to);
+    return false;
+}
+
 /* ---- credentials ---- */
 
 static void check_variables(struct reader *r, const struct at *at, const struct doc_node *n)
@@ -55,7 +75,6 @@ struct credentials {
     struct credential *secrets;
     size_t n_secrets;
     struct config_pairs env;
-    bool any;
 };
 
 #define AT(member) offsetof(struct credential, member)
@@ -67,7 +86,11 @@ static const struct field credential_fields[] = {
      .required = true,
      .accepts = "what layers[].secrets call it"},
     {.name = "secret_name", .read = read_string, .offset = AT(secret_name), .max = 1024},
-    {.name = "env", .read = read_string, .offset = AT(env), .max = 1024},
+    {.name = "env",
+     .read = read_variable,
+     .offset = AT(env),
+     .max = 1024,
+     .accepts = VARIABLE_ACCEPTS},
     {.name = "path", .read = read_absolute_path, .offset = AT(path)},
     {.name = "version", .read = read_string, .offset = AT(version), .max = 128},
     {.name = NULL},
@@ -97,8 +120,8 @@ static bool read_credential_list(struct reader *r, const struct at *at, const st
     (void)f;
     struct credentials *c = to;
     void *v = NULL;
-    bool set = read_structs(r, at, n, credential_fields, "a list of secrets",
-                            sizeof(struct credential), SIZE_MAX, &v, &c->n_secrets);
+    (void)read_structs(r, at, n, credential_fields, "a list of secrets", sizeof(struct credential),
+                       SIZE_MAX, &v, &c->n_secrets);
     c->secrets = v;
     for (size_t i = 0; i < c->n_secrets; i++) {
         const struct at here = {.up = at, .index = i};
@@ -110,7 +133,6 @@ static bool read_credential_list(struct reader *r, const struct at *at, const st
                          "a credential comes from one of `secret_name` (a secret manager's), `env` "
                          "(a variable) and `path` (a file)");
     }
-    c->any = c->any || set;
     return false;
 }
 
@@ -118,7 +140,7 @@ static bool read_host_dirs(struct reader *r, const struct at *at, const struct d
                            const struct field *f, void *to)
 {
     (void)f;
-    struct credentials *c = to;
+    (void)to;
     if (n->kind != DOC_LIST)
         return read_expected(r, at, n, "a list of folders of this machine");
     for (size_t i = 0; i < n->n; i++) {
@@ -131,32 +153,55 @@ static bool read_host_dirs(struct reader *r, const struct at *at, const struct d
         free(d.src);
         free(d.dst);
     }
-    c->any = c->any || n->n > 0;
-    return false;
+    return n->n > 0;
 }
 
 static bool read_credential_env(struct reader *r, const struct at *at, const struct doc_node *n,
                                 const struct field *f, void *to)
 {
     struct credentials *c = to;
-    bool set = read_env(r, at, n, f, &c->env);
-    c->any = c->any || set;
+    (void)read_env(r, at, n, f, &c->env);
     return false;
 }
 
 static const struct field credentials_fields[] = {
     {.name = "secrets", .read = read_credential_list},
-    {.name = "host_dirs", .read = read_host_dirs},
+    {.name = "host_dirs", .read = read_host_dirs, .note = "host_dirs"},
     {.name = "env", .read = read_credential_env},
     {.name = NULL},
 };
+
+/* What is a text in the language is one here, too: `{A: 1.10}` is "1.10". */
+static char *credentials_text(const struct doc_node *n, const struct credentials *c)
+{
+    json_auto_t *v = doc_to_json(n);
+    if (doc_child(n, "secrets")) {
+        json_t *list = json_array();
+        for (size_t i = 0; i < c->n_secrets; i++) {
+            const struct credential *x = &c->secrets[i];
+            json_t *o = json_object();
+            json_put_text(o, "name", x->name);
+            json_put_text(o, "secret_name", x->secret_name);
+            json_put_text(o, "env", x->env);
+            json_put_text(o, "path", x->path);
+            json_put_text(o, "version", x->version);
+            (void)json_array_append_new(list, o);
+        }
+        (void)json_object_set_new(v, "secrets", list);
+    }
+    if (doc_child(n, "env"))
+        (void)json_object_set_new(v, "env", json_pairs(&c->env, false));
+    return json_dumps(v, JSON_SORT_KEYS | JSON_COMPACT);
+}
 
 /* Secret values stay out of the model: the text is kept as written, with its ${VAR}. */
 bool read_credentials(struct reader *r, const struct at *at, const struct doc_node *n,
                       const struct field *f, void *to)
 {
+    (void)f;
     struct credentials c = {0};
     bool ok = read_map(r, at, n, credentials_fields, &c);
+    CB_AUTO_FREE char *text = ok ? credentials_text(n, &c) : NULL;
     for (size_t i = 0; i < c.n_secrets; i++) {
         free(c.secrets[i].name);
         free(c.secrets[i].secret_name);
@@ -168,13 +213,15 @@ bool read_credentials(struct reader *r, const struct at *at, const struct doc_no
     config_pairs_release(&c.env);
     if (!ok)
         return false;
-    if (*(char **)to) {
+    char **out = to;
+    if (*out) {
         read_problem(r, at, n, "`credentials` is given twice, beside and below `workload`");
         return false;
     }
     check_variables(r, at, n);
-    (void)read_object(r, at, n, f, to);
-    return c.any;
+    *out = text;
+    text = NULL;
+    return n->n > 0;
 }
 
 /* ---- auth ---- */

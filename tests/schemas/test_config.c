@@ -283,7 +283,7 @@ static void test_what_is_not_acted_on_is_named_once(void **state)
                                            "refresh_interval",
                                            "drives",
                                            "context from git",
-                                           "secrets",
+                                           "path",
                                            "ttl",
                                            "session_max_age_seconds",
                                            "refresh_idle_ttl_seconds",
@@ -298,7 +298,7 @@ static void test_what_is_not_acted_on_is_named_once(void **state)
                                            "tenant_network",
                                            "tenant_subnet",
                                            "tenant_service_account",
-                                           "credentials"};
+                                           "host_dirs"};
     enum { N = sizeof(expected) / sizeof(expected[0]) };
     struct workload_config *c = NULL;
     struct config_problems p = {0};
@@ -374,6 +374,29 @@ static void test_defaults_are_filled_in(void **state)
     config_free(c);
     c = parse("base_image: debian\nconfig: {workspace_size_gb: 7}");
     assert_int_equal(config_workspace_size_gb(c), 7);
+    config_free(c);
+}
+
+static void test_what_a_template_keeps_of_credentials(void **state)
+{
+    (void)state;
+    static const char text[] =
+        "base_image: debian\ncredentials:\n  secrets: [{name: 5, env: T_A}]\n"
+        "  env: {A: '${T_A}', B: written-out, C: '', D: '$${T}', E: 1.10}\n";
+    struct workload_config *c = NULL;
+    struct config_problems p = {0};
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    assert_ok(config_parse(text, strlen(text), "t", CONFIG_YAML, CONFIG_NO_ENV, &c, &p, &err),
+              &err);
+    config_problems_release(&p);
+    CB_AUTO_FREE char *job = config_dump(c);
+    CB_AUTO_FREE char *kept = config_dump_published(c);
+    check_said(kept);
+    assert_non_null(strstr(job, "\"env\":{\"A\":\"${T_A}\",\"B\":\"written-out\",\"C\":\"\","
+                                "\"D\":\"$${T}\",\"E\":\"1.10\"},"
+                                "\"secrets\":[{\"env\":\"T_A\",\"name\":\"5\"}]"));
+    assert_non_null(strstr(kept, "\"env\":{\"A\":\"${T_A}\",\"B\":\"(left out)\",\"C\":\"\","
+                                 "\"D\":\"(left out)\",\"E\":\"(left out)\"}"));
     config_free(c);
 }
 
@@ -656,6 +679,7 @@ int main(void)
         cmocka_unit_test(test_the_model_of_a_small_service),
         cmocka_unit_test(test_what_is_not_acted_on_is_named_once),
         cmocka_unit_test(test_defaults_are_filled_in),
+        cmocka_unit_test(test_what_a_template_keeps_of_credentials),
         cmocka_unit_test(test_variables_are_expanded_where_the_language_says),
         cmocka_unit_test(test_what_stands_in_variables_is_checked),
         cmocka_unit_test(test_network_policies),
