@@ -1,6 +1,7 @@
 /* Booting a finished image: the check before it is published, and `boot` for people. Both run on a
  * throwaway overlay; the image itself is never written. */
 #include "builder/build_private.h"
+#include "builder/drives.h"
 #include "builder/session.h"
 
 #include "support/cleanup.h"
@@ -147,16 +148,15 @@ static int check_warm(const struct boot_check *bc, struct machine_spec *spec, st
     return 0;
 }
 
-int boot_check_run(const struct boot_check *bc, char **how, struct cb_error *err)
+static int check_with(const struct boot_check *bc, const char *dir,
+                      const struct drive_disks *drives, char **how, struct cb_error *err)
 {
-    CB_AUTO_FREE char *dir = cb_xasprintf("%s/boot", bc->work_dir);
-    int rc = cb_mkdir_p(dir, 0700, err);
-    if (rc < 0)
-        return rc;
     struct machine_spec spec = {.mode = MACHINE_BOOT,
                                 .work_dir = dir,
                                 .agent_path = bc->agent_path,
                                 .lower = bc->image,
+                                .drives = drives->v,
+                                .n_drives = drives->n,
                                 .vcpus = tier_vcpus(bc->tier),
                                 .memory_mib = tier_memory_mib(bc->tier),
                                 .network = true,
@@ -170,7 +170,7 @@ int boot_check_run(const struct boot_check *bc, char **how, struct cb_error *err
     struct machine *m = NULL;
     struct session *s = NULL;
     build_machine_count(1);
-    rc = check_cold(bc, &spec, &m, &s, how, err);
+    int rc = check_cold(bc, &spec, &m, &s, how, err);
     if (rc >= 0 && bc->warm)
         rc = check_warm(bc, &spec, &m, &s, err);
     if (rc >= 0)
@@ -179,12 +179,27 @@ int boot_check_run(const struct boot_check *bc, char **how, struct cb_error *err
     return build_machine_done(rc < 0 ? -(int)err->code : 0, err);
 }
 
+int boot_check_run(const struct boot_check *bc, char **how, struct cb_error *err)
+{
+    CB_AUTO_FREE char *dir = cb_xasprintf("%s/boot", bc->work_dir);
+    struct drive_disks drives = {0};
+    int rc = cb_mkdir_p(dir, 0700, err);
+    if (rc == 0)
+        rc =
+            drives_attach(bc->store, bc->drives, bc->n_drives, bc->workspace_gb, dir, &drives, err);
+    if (rc == 0)
+        rc = check_with(bc, dir, &drives, how, err);
+    drive_disks_release(&drives);
+    return rc;
+}
+
 /* ---- boot NAME ---- */
 
 struct boot {
     const struct boot_request *r;
     struct machine *m;
     struct session *s;
+    struct drive_disks drives;
     int64_t began_ms;
 };
 
@@ -252,7 +267,9 @@ static int start_warm(struct boot *b, struct store *store, const struct settings
     CB_AUTO_ERROR why = CB_ERROR_INIT;
     CB_AUTO_FREE char *dir = cb_xasprintf("%s/warm", b->r->work_dir);
     const char *cold_dir = spec->work_dir;
-    const struct warm_of of = {&t->image, &t->kernel, &t->initramfs};
+    struct cb_digest drives;
+    drives_digest(t->drives, t->n_drives, t->workspace_gb, &drives);
+    const struct warm_of of = {&t->image, &t->kernel, &t->initramfs, &drives};
     spec->work_dir = dir;
     int rc = warm_start(store, settings, &t->warm, &of, spec, cb, &b->m, &b->s, &why);
     spec->work_dir = cold_dir;
@@ -289,10 +306,16 @@ static int start(struct boot *b, struct store *store, const struct settings *set
     CB_AUTO_FREE uint16_t(*ports)[2] = cb_xcalloc(r->n_forwards + 1, sizeof(*ports));
     if ((rc = choose_ports(r, ports, err)) < 0)
         return rc;
+    rc =
+        drives_attach(store, t->drives, t->n_drives, t->workspace_gb, r->work_dir, &b->drives, err);
+    if (rc < 0)
+        return cb_wrap(err, "boot %s", t->name);
     bool console = !r->exec_argv && !r->once;
     struct machine_spec spec = {.mode = MACHINE_BOOT,
                                 .work_dir = r->work_dir,
                                 .lower = image,
+                                .drives = b->drives.v,
+                                .n_drives = b->drives.n,
                                 .vcpus = tier_vcpus(t->tier),
                                 .memory_mib = tier_memory_mib(t->tier),
                                 .network = true,
@@ -372,6 +395,7 @@ int boot_template(struct store *s, const struct settings *settings, const struct
     if (b.m)
         b.m->driver->stop(b.m, 500);
     build_machine_count(-1);
+    drive_disks_release(&b.drives);
     template_manifest_free(t);
     CB_AUTO_ERROR ignored = CB_ERROR_INIT;
     (void)cb_remove_tree(r->work_dir, &ignored);

@@ -1,6 +1,7 @@
 #include "builder/boot_conf.h"
 
 #include "support/cleanup.h"
+#include "support/mem.h"
 
 static void line(struct cb_buf *out, const char *key, const char *value)
 {
@@ -86,5 +87,35 @@ int boot_conf_dump(const struct boot_info *b, const struct config_pairs *default
     line(out, "health", b->health_path);
     if (out->over || out->len - before > BOOT_CONF_MAX)
         return cb_fail(err, CB_E_LIMIT, "the boot file is larger than %u KiB", BOOT_CONF_MAX >> 10);
+    return 0;
+}
+
+static void boot_drive(struct cb_buf *out, const char *label, const char *path, bool read_only,
+                       bool own)
+{
+    line(out, "drive", label);
+    line(out, "drive-path", path);
+    if (read_only)
+        line(out, "drive-read-only", "1");
+    if (own)
+        line(out, "drive-own", "1");
+}
+
+int boot_conf_drives(const struct workload_config *c, struct cb_buf *out, struct cb_error *err)
+{
+    size_t before = out->len;
+    for (size_t i = 0; i < c->n_layers; i++) {
+        for (size_t j = 0; j < c->layers[i].n_drives; j++) {
+            const struct drive *d = &c->layers[i].drives[j];
+            char label[DRIVE_LABEL_MAX + 1];
+            drive_label(d, label);
+            CB_AUTO_FREE char *path = drive_mount_path(d);
+            boot_drive(out, label, path, d->read_only, d->commands.n == 0);
+        }
+    }
+    if (config_workspace_size_gb(c))
+        boot_drive(out, WORKSPACE_LABEL, WORKSPACE_PATH, false, true);
+    if (out->over || out->len - before > BOOT_CONF_MAX / 2)
+        return cb_fail(err, CB_E_LIMIT, "the drives' mount paths are too long for the boot file");
     return 0;
 }

@@ -10,10 +10,12 @@
  *                                                                   command-timeout MS
  *                                                                   command-user NAME
  *                                                                   command-workdir PATH
- *                                                                   command-start 1
+ *     drive LABEL        drive-path PATH                            command-start 1
+ *     drive-own 1        drive-read-only 1
  *
  * "command" begins a boot command, the "command-" lines after it belong to it. One with
- * command-start goes on running: the next does not wait for its end. */
+ * command-start goes on running: the next does not wait for its end. So for "drive": a disk with
+ * that label is mounted there; with drive-own its root folder is given to the default user. */
 #pragma once
 
 #include "schemas/manifest.h"
@@ -28,3 +30,5 @@
 int boot_conf_dump(const struct boot_info *b, const struct config_pairs *default_env,
                    const char *default_user, const char *default_workdir, struct cb_buf *out,
                    struct cb_error *err);
+/* The same for the drives of @c. */
+int boot_conf_drives(const struct workload_config *c, struct cb_buf *out, struct cb_error *err);

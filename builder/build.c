@@ -70,6 +70,7 @@ void build_release(struct build *b)
         cache_key_release(&b->layers[i].key);
         if (b->layers[i].have_diff)
             layer_blob_release(&b->layers[i].diff);
+        drive_images_free(b->layers[i].drives, b->layers[i].n_drives);
     }
     free(b->layers);
     cache_key_release(&b->task_key);
@@ -78,6 +79,7 @@ void build_release(struct build *b)
         layer_blob_release(&b->agent_layer);
     boot_info_release(&b->boot);
     chunk_map_release(&b->chunks);
+    drive_images_free(b->drives, b->n_drives);
     warm_state_release(&b->warm);
     places_free(b->places);
     cb_strv_release(&b->unknown);

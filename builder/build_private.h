@@ -17,7 +17,9 @@ struct build_layer {
     bool cached; /* the diff was there before this build */
     bool remade; /* one was there and does not fit what is below it now */
     bool have_diff;
-    struct layer_blob diff; /* owned when have_diff */
+    struct layer_blob diff;     /* owned when have_diff */
+    struct drive_image *drives; /* owned: those that its commands fill, when have_diff */
+    size_t n_drives;
 };
 
 struct build {
@@ -62,9 +64,11 @@ struct build {
     struct boot_info boot;
     char *image_tmp; /* the flattened image, in the store's tmp, until it is published */
     struct flatten_result image;
-    struct chunk_map chunks; /* of the image */
-    struct warm_state warm;  /* of the image's ready machine */
-    struct places *places;   /* where it has its layers' files */
+    struct chunk_map chunks;    /* of the image */
+    struct drive_image *drives; /* of the image, all of them; owned */
+    size_t n_drives;
+    struct warm_state warm; /* of the image's ready machine */
+    struct places *places;  /* where it has its layers' files */
 };
 
 /* After a machine was stopped: counts it out, and hands on @rc, the outcome of its use, or
@@ -89,6 +93,8 @@ void plan_say_why(struct build *b);
 /* What stands when the first @n layers are done: the base image and their diffs as they are. Two
  * runs of one layer may differ; a diff fits only what it was made on. */
 void build_content(const struct build *b, size_t n, struct cb_digest *out);
+/* The commands that bring a layer about, those of its drives among them. */
+size_t layer_steps(const struct layer *l);
 /* One line for a command: its name, its script's first line, or its argv. Owned. */
 char *command_title(const struct command *cmd);
 
@@ -121,8 +127,11 @@ struct boot_check {
     /* The ready machine is saved into it (config.snapshot: warm) and resumed once to see that it
      * can be; NULL: not. */
     struct warm_state *warm;
-    struct store *store; /* for that */
+    struct store *store; /* for that, and where the drives are */
     struct warm_of of;
+    const struct drive_image *drives;
+    size_t n_drives;
+    uint32_t workspace_gb; /* 0: none */
 };
 int boot_check_run(const struct boot_check *bc, char **how, struct cb_error *err);
 

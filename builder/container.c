@@ -48,6 +48,8 @@ struct starting {
     struct container *c;
     char *prog, *state, *bundle, *lower_at, *scratch_at, *output, *overlay;
     char *lower_device, *scratch_device;
+    struct cb_strv drives_at, drive_devices;
+    int drive_fds[MACHINE_DRIVES_MAX]; /* as many as there are devices */
     int lower_fd, scratch_fd, agent_fd;
 };
 
@@ -58,6 +60,10 @@ static void starting_release(struct starting *s)
                            s->lower_device, s->scratch_device, s->overlay};
     for (size_t i = 0; i < sizeof(owned) / sizeof(owned[0]); i++)
         free(owned[i]);
+    for (size_t i = 0; i < s->drive_devices.n; i++)
+        cb_close(s->drive_fds[i]);
+    cb_strv_release(&s->drive_devices);
+    cb_strv_release(&s->drives_at);
     cb_close(s->lower_fd);
     cb_close(s->scratch_fd);
     cb_close(s->agent_fd);
@@ -75,6 +81,12 @@ static int make_rootfs(const struct starting *s, struct cb_error *err)
     static const char *const folders[] = {"proc", "dev", "sys", "tmp", "run", "lower", "scratch"};
     for (size_t i = 0; i < sizeof(folders) / sizeof(folders[0]); i++) {
         CB_AUTO_FREE char *path = cb_xasprintf("%s/rootfs/%s", s->bundle, folders[i]);
+        int rc = cb_mkdir_p(path, 0755, err);
+        if (rc < 0)
+            return rc;
+    }
+    for (size_t i = 0; i < s->spec->n_drives; i++) {
+        CB_AUTO_FREE char *path = cb_xasprintf("%s/rootfs/drives/%zu", s->bundle, i);
         int rc = cb_mkdir_p(path, 0755, err);
         if (rc < 0)
             return rc;
@@ -101,6 +113,7 @@ static int write_config(const struct starting *s, struct cb_error *err)
         .lower = s->spec->lower ? s->lower_at : NULL,
         .scratch = s->spec->scratch ? s->scratch_at : NULL,
         .output = s->output,
+        .drives = &s->drives_at,
         .memory_mib = s->spec->memory_mib,
         .limits = s->runtime->limits,
     };
@@ -111,6 +124,29 @@ static int write_config(const struct starting *s, struct cb_error *err)
         return cb_fail(err, CB_E_BUG, "the container's configuration cannot be written");
     CB_AUTO_FREE char *path = cb_xasprintf("%s/config.json", s->bundle);
     return cb_write_file(path, text, strlen(text), 0644, err);
+}
+
+/* They are mounted at folders of the bundle, as the scratch disk is. */
+static int attach_drives(struct starting *s, struct cb_error *err)
+{
+    const struct machine_spec *spec = s->spec;
+    if (spec->n_drives > MACHINE_DRIVES_MAX)
+        return cb_fail(err, CB_E_BUG, "a container with %zu drives", spec->n_drives);
+    for (size_t i = 0; i < spec->n_drives; i++) {
+        char *device = NULL, *at = NULL;
+        char name[32];
+        int fd = loop_attach(spec->drives[i].path, false, &device, err);
+        if (fd < 0)
+            return fd;
+        s->drive_fds[s->drive_devices.n] = fd;
+        cb_strv_take(&s->drive_devices, device);
+        (void)snprintf(name, sizeof(name), "drive%zu", i);
+        int rc = make_folder(s->bundle, name, &at, err);
+        cb_strv_take(&s->drives_at, at);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
 }
 
 static int attach_disks(struct starting *s, struct cb_error *err)
@@ -126,6 +162,9 @@ static int attach_disks(struct starting *s, struct cb_error *err)
         if (s->scratch_fd < 0)
             return s->scratch_fd;
     }
+    int rc = attach_drives(s, err);
+    if (rc < 0)
+        return rc;
     if (spec->output) {
         s->output = realpath(spec->output, NULL);
         if (!s->output)
@@ -196,6 +235,9 @@ static int spawn(struct starting *s, struct cb_error *err)
                                  .lower_at = s->lower_at,
                                  .scratch_device = s->scratch_device,
                                  .scratch_at = s->scratch_at,
+                                 .drive_devices = (const char *const *)s->drive_devices.v,
+                                 .drives_at = (const char *const *)s->drives_at.v,
+                                 .n_drives = s->drives_at.n,
                                  .try_overlay = s->overlay,
                                  .setns = ns,
                                  .n_setns = netns_fds(s->c->ns, ns),

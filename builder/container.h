@@ -2,6 +2,7 @@
 #pragma once
 
 #include "builder/machine.h"
+#include "support/buf.h"
 
 #include <jansson.h>
 
@@ -15,6 +16,7 @@ struct container_spec {
     const char *id;
     const char *hostname;
     const char *lower, *scratch, *output; /* on this machine; NULL: none (the probe) */
+    const struct cb_strv *drives;         /* folders; may be NULL */
     uint32_t memory_mib;                  /* 0: no limit */
     bool limits;                          /* the runtime makes a control group */
 };

@@ -53,6 +53,11 @@ static json_t *mounts(const struct container_spec *spec)
         add_mount(m, "/scratch", "bind", spec->scratch, "bind,rw,private");
     if (spec->output)
         add_mount(m, "/output", "bind", spec->output, "bind,rw,private");
+    for (size_t i = 0; spec->drives && i < spec->drives->n; i++) {
+        char at[32];
+        (void)snprintf(at, sizeof(at), "/drives/%zu", i);
+        add_mount(m, at, "bind", spec->drives->v[i], "bind,rw,private");
+    }
     return m;
 }
 

@@ -2,6 +2,7 @@
 #include "builder/boot_conf.h"
 #include "builder/build_private.h"
 #include "builder/documents.h"
+#include "builder/drives.h"
 #include "builder/image_init.h"
 #include "builder/state.h"
 
@@ -179,6 +180,8 @@ static int write_agent_tar(const struct build *b, int fd, struct cb_error *err)
     CB_AUTO_FREE char *user = default_user(b);
     CB_AUTO_FREE char *dir = default_workdir(b);
     rc = boot_conf_dump(&b->boot, &env, user, dir, &conf, err);
+    if (rc >= 0)
+        rc = boot_conf_drives(b->c, &conf, err);
     config_pairs_release(&env);
     if (rc < 0)
         return rc;
@@ -305,21 +308,27 @@ static int check_boot(struct build *b, struct cb_error *err)
         return 0;
     }
     emit_step_start(&b->em, PHASE_BOOT_CHECK, NULL, "boot the image and wait until it is ready");
-    struct boot_check bc = {.settings = b->settings,
-                            .image = b->image_tmp,
-                            .kernel = b->kernel.image,
-                            .initramfs = b->initramfs,
-                            .agent_path = b->agent_path,
-                            .work_dir = b->o->work_dir,
-                            .hostname = b->name,
-                            .tier = b->c->tier,
-                            .init = b->boot.init,
-                            .healthcheck = &b->c->healthcheck,
-                            .timeout_ms = b->o->boot_timeout_ms,
-                            .em = &b->em,
-                            .warm = warm ? &b->warm : NULL,
-                            .store = b->store,
-                            .of = {&b->image.digest, &b->kernel_digest, &b->initramfs_digest}};
+    struct cb_digest drives;
+    drives_digest(b->drives, b->n_drives, config_workspace_size_gb(b->c), &drives);
+    struct boot_check bc = {
+        .settings = b->settings,
+        .image = b->image_tmp,
+        .kernel = b->kernel.image,
+        .initramfs = b->initramfs,
+        .agent_path = b->agent_path,
+        .work_dir = b->o->work_dir,
+        .hostname = b->name,
+        .tier = b->c->tier,
+        .init = b->boot.init,
+        .healthcheck = &b->c->healthcheck,
+        .timeout_ms = b->o->boot_timeout_ms,
+        .em = &b->em,
+        .warm = warm ? &b->warm : NULL,
+        .store = b->store,
+        .of = {&b->image.digest, &b->kernel_digest, &b->initramfs_digest, &drives},
+        .drives = b->drives,
+        .n_drives = b->n_drives,
+        .workspace_gb = config_workspace_size_gb(b->c)};
     CB_AUTO_FREE char *how = NULL;
     int rc = boot_check_run(&bc, &how, err);
     if (rc < 0)
@@ -395,6 +404,9 @@ static void fill_manifest(const struct build *b, const struct store_chunks *chun
     for (size_t i = 0; i < b->base.config.cmd.n; i++)
         cb_strv_add(&m->cmd, b->base.config.cmd.v[i]);
     boot_info_make(b, &m->boot);
+    m->drives = drive_images_dup(b->drives, b->n_drives);
+    m->n_drives = b->n_drives;
+    m->workspace_gb = config_workspace_size_gb(b->c);
     m->boot_checked = !b->o->no_boot_check;
     m->warm = b->warm;
     m->warm.qemu = cb_xstrdup0(b->warm.qemu); /* the manifest owns its own */
@@ -472,6 +484,8 @@ static int publish(struct build *b, struct build_result *out, struct cb_error *e
 int build_finish(struct build *b, struct build_result *out, struct cb_error *err)
 {
     int rc = make_image(b, err);
+    if (rc >= 0)
+        rc = drives_gather(b, err);
     if (rc >= 0)
         rc = check_boot(b, err);
     if (rc >= 0)

@@ -50,7 +50,8 @@ enum frame_type {
                       * USER, ROOT. DONE answers it and each COPY_DATA */
     FRAME_COPY_DATA, /* their ENTRYs, the DATA of each behind it in any number of pieces, COPY_END
                       */
-    FRAME_PARK = 44, /* write everything to the disk and be silent: the machine is saved next */
+    FRAME_DRIVES = 33, /* DRIVE and DRIVE_PATH..., USER: the layer's next steps have them mounted */
+    FRAME_PARK = 44,   /* write everything to the disk and be silent: the machine is saved next */
     FRAME_RESUME = 45, /* to one that is parked: NONCE, TIME, ENTROPY; HELLO with NONCE answers */
     /* guest to host */
     FRAME_HELLO = 65, /* VERSION, MODE, after RESUME its NONCE */
@@ -101,14 +102,16 @@ enum frame_tag {
     TAG_LENGTH,
     TAG_ENTRIES,
     TAG_WHITEOUTS,
-    TAG_WAIT = 100,    /* milliseconds */
-    TAG_ENTRY = 130,   /* struct frame_entry */
-    TAG_COPY_TO,       /* absolute path in the layer */
-    TAG_COPY_FOLDER,   /* 1: that is a folder, and is made; else it is where the one entry goes, or
-                        * the folder that the entry goes into when there is one */
-    TAG_COPY_MODE,     /* of all entries but links, in place of their own */
-    TAG_COPY_OWNER,    /* "user:group" as the image knows them */
-    TAG_COPY_END,      /* nothing follows */
+    TAG_WAIT = 100,  /* milliseconds */
+    TAG_ENTRY = 130, /* struct frame_entry */
+    TAG_COPY_TO,     /* absolute path in the layer */
+    TAG_COPY_FOLDER, /* 1: that is a folder, and is made; else it is where the one entry goes, or
+                      * the folder that the entry goes into when there is one */
+    TAG_COPY_MODE,   /* of all entries but links, in place of their own */
+    TAG_COPY_OWNER,  /* "user:group" as the image knows them */
+    TAG_COPY_END,    /* nothing follows */
+    TAG_DRIVE = 140, /* which of the machine's drives, from 0; its DRIVE_PATH follows */
+    TAG_DRIVE_PATH = 141,
     TAG_NONCE = 170,   /* FRAME_NONCE_LEN bytes */
     TAG_ENTROPY = 171, /* FRAME_ENTROPY_LEN bytes for the random number generator */
 };

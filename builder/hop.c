@@ -59,6 +59,9 @@ static void make_mounts(const struct hop_spec *s, int out)
         hop_fail(out, "mount the lower image");
     if (s->scratch_device && mount(s->scratch_device, s->scratch_at, "ext4", 0, "nobarrier") < 0)
         hop_fail(out, "mount the scratch image");
+    for (size_t i = 0; i < s->n_drives; i++)
+        if (mount(s->drive_devices[i], s->drives_at[i], "ext4", MS_NOATIME, NULL) < 0)
+            hop_fail(out, "mount a drive");
 }
 
 /* Init of the PID namespace: becomes the runtime. */

@@ -16,6 +16,9 @@ struct hop_spec {
     const char *lower_at;
     const char *scratch_device; /* mounted at scratch_at, thrown away at the end */
     const char *scratch_at;
+    const char *const *drive_devices; /* each mounted at its folder of drives_at */
+    const char *const *drives_at;
+    size_t n_drives;
     const char *try_overlay; /* a folder to try an overlay mount in; NULL: not tried */
     const int *setns;
     size_t n_setns;

@@ -60,7 +60,7 @@ static json_t *layers_json(const struct build *b, bool explain)
         put_digest(o, "key", &l->key.digest, b->have_base);
         (void)json_object_set_new(o, "cached", json_boolean(l->cached));
         (void)json_object_set_new(o, "commands",
-                                  json_integer((json_int_t)l->declared->init_commands.n));
+                                  json_integer((json_int_t)layer_steps(l->declared)));
         if (l->declared->n_context)
             (void)json_object_set_new(o, "context", contents_json(b, i));
         json_t *copies = contents_copies_json(b, i);

@@ -21,9 +21,11 @@ enum machine_mode {
 };
 
 struct machine_disk {
-    const char *path;
+    char *path; /* owned by whoever made the list */
     bool read_only;
 };
+/* A machine has places for so many drives, whatever else it has. */
+#define MACHINE_DRIVES_MAX 16
 
 /* What a saved machine depends on: it goes on only where all of it is the same. All texts are
  * owned.
@@ -61,6 +63,10 @@ struct machine_spec {
         *lower; /* ext4 image: the lower (BUILD) or the root disk (BOOT, throwaway overlay) */
     const char *scratch; /* BUILD: ext4 image, written */
     const char *output;  /* BUILD: sparse raw file, written: diff tars */
+    /* ext4 images, the agent's "drive0", "drive1"...: BUILD: written, unless they are read-only;
+     * BOOT: likewise, each on a throwaway overlay */
+    const struct machine_disk *drives;
+    size_t n_drives;
     uint32_t vcpus, memory_mib;
     bool network;
     struct gateway *gateway; /* between the machine and the network; or NULL */
@@ -118,6 +124,8 @@ extern const struct machine_driver machine_vm;
  * its disk is written to. */
 const struct machine_identity *machine_vm_identity(const struct machine *m);
 const char *machine_vm_overlay(const struct machine *m);
+/* The same for its drive @i; NULL when that is read-only. */
+const char *machine_vm_drive_overlay(const struct machine *m, size_t i);
 /* Stops it and writes its memory and devices into @fd. Its disk is as that state knows it from here
  * until machine_vm_go_on(). */
 int machine_vm_save(struct machine *m, int fd, struct cb_error *err);

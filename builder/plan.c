@@ -1,6 +1,7 @@
 /* The plan of a build: what moving names point at now, the keys, and what of it is cached. */
 #include "builder/build_private.h"
 #include "builder/contexts.h"
+#include "builder/drives.h"
 #include "builder/explain.h"
 
 #include "support/cleanup.h"
@@ -48,6 +49,14 @@ char *command_title(const struct command *cmd)
         cb_buf_adds(&b, "...");
     }
     return cb_buf_take(&b);
+}
+
+size_t layer_steps(const struct layer *l)
+{
+    size_t n = l->init_commands.n;
+    for (size_t i = 0; i < l->n_drives; i++)
+        n += l->drives[i].commands.n;
+    return n;
 }
 
 static int digest_of_file(const char *path, struct cb_digest *out, struct cb_error *err)
@@ -247,10 +256,14 @@ static int take_cached(struct build *b, size_t i, struct cb_error *err)
     }
     struct cb_digest below;
     build_content(b, i, &below);
-    bool fits = cb_digest_eq(&rec.below, &below);
+    bool fits = cb_digest_eq(&rec.below, &below) && drives_fit(l->declared, &rec);
     if (fits) {
         l->diff = rec.diff;
         rec.diff = (struct layer_blob){0};
+        l->drives = rec.drives;
+        l->n_drives = rec.n_drives;
+        rec.drives = NULL;
+        rec.n_drives = 0;
         l->have_diff = l->cached = true;
     } else {
         l->remade = true;
@@ -323,7 +336,7 @@ static size_t count_steps(struct build *b)
     size_t cached = 0;
     for (size_t i = 0; i < b->n_layers; i++) {
         const struct build_layer *l = &b->layers[i];
-        total += l->declared->init_commands.n + (l->cached ? 0 : l->declared->n_context);
+        total += layer_steps(l->declared) + (l->cached ? 0 : l->declared->n_context);
         cached += l->cached;
     }
     if (cached == b->n_layers)
@@ -342,7 +355,7 @@ static void say_plan(struct build *b)
     char hex[CB_HEX_LEN + 1];
     for (size_t i = 0; i < b->n_layers; i++) {
         const struct build_layer *l = &b->layers[i];
-        size_t steps = l->declared->init_commands.n;
+        size_t steps = layer_steps(l->declared);
         cb_digest_hex(&l->key.digest, hex);
         json_array_append_new(layers,
                               json_pack("{s:s, s:s, s:b, s:I}", "name", l->declared->name, "key",

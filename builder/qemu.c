@@ -89,6 +89,19 @@ static void add_disk(struct cb_strv *argv, const char *name)
     cb_strv_addf(argv, "virtio-blk-device,drive=%s,serial=%s", name, name);
 }
 
+static void add_drives(const struct qemu_spec *q, struct cb_strv *argv)
+{
+    for (size_t i = 0; i < q->n_drives; i++) {
+        const struct qemu_drive *d = &q->drives[i];
+        CB_AUTO_FREE char *name = cb_xasprintf("drive%zu", i);
+        CB_AUTO_FREE char *base = cb_xasprintf("drive%zu-base", i);
+        add_blockdev(argv, raw_node(d->overlay ? base : name, d->path, d->read_only || d->overlay));
+        if (d->overlay)
+            add_blockdev(argv, overlay_node(name, d->overlay, base));
+        add_disk(argv, name);
+    }
+}
+
 static void add_disks(const struct qemu_spec *q, struct cb_strv *argv)
 {
     if (!q->lower)
@@ -262,5 +275,6 @@ void qemu_command(const struct qemu_spec *q, struct cb_strv *argv)
     cb_strv_add(argv, "-device");
     cb_strv_add(argv, "virtio-rng-device");
     add_disks(q, argv);
+    add_drives(q, argv);
     add_network(q, argv);
 }

@@ -17,6 +17,13 @@ enum qemu_net {
 /* Descriptors as QEMU sees them. */
 enum { QEMU_FD_AGENT = 3, QEMU_FD_QMP = 4, QEMU_FD_CONSOLE = 5 };
 
+/* One of the machine's drives. All paths are absolute. */
+struct qemu_drive {
+    char *path;    /* owned */
+    char *overlay; /* owned; a qcow2 over it, or NULL */
+    bool read_only;
+};
+
 struct qemu_spec {
     const struct machine_spec *spec;
     const char *kernel, *initramfs;
@@ -25,8 +32,10 @@ struct qemu_spec {
     const char *scratch; /* BUILD: absolute */
     const char *output;
     const char *overlay; /* BOOT: the qcow2 over lower */
-    bool parks;          /* BUILD: the agent waits to be saved */
-    bool incoming;       /* it waits for a saved state */
+    const struct qemu_drive *drives;
+    size_t n_drives;
+    bool parks;    /* BUILD: the agent waits to be saved */
+    bool incoming; /* it waits for a saved state */
     const char *dns;
     enum qemu_net net;
     bool kvm;

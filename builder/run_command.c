@@ -89,16 +89,24 @@ static int begin_step(struct build *b, const struct layer *l, const char *title)
     return step;
 }
 
-static int fail_command(struct build *b, const struct layer *l, size_t i, const char *title,
+/* "layer cache, drive seed". Owned. */
+static char *place_of(const struct talk *t, const struct layer *l)
+{
+    return cb_xasprintf("layer %s%s%s", l->name, t->drive_id ? ", drive " : "",
+                        t->drive_id ? t->drive_id : "");
+}
+
+static int fail_command(struct talk *t, const struct layer *l, size_t i, const char *title,
                         const char *how, struct cb_error *err)
 {
+    struct build *b = t->b;
+    CB_AUTO_FREE char *place = place_of(t, l);
     CB_AUTO_FREE char *tail = emit_tail(&b->em);
     CB_AUTO_FREE char *refused = egress_refused(b->egress);
     for (size_t n = strlen(tail); n && tail[n - 1] == '\n'; n--)
         tail[n - 1] = '\0';
-    cb_fail(err, CB_E_COMMAND, "layer %s: command %zu of %zu %s: %s%s%s%s", l->name, i + 1,
-            l->init_commands.n, how, title, refused,
-            tail[0] ? "\nits last lines:\n" : "\nit printed nothing", tail);
+    cb_fail(err, CB_E_COMMAND, "%s: command %zu of %zu %s: %s%s%s%s", place, i + 1, t->commands->n,
+            how, title, refused, tail[0] ? "\nits last lines:\n" : "\nit printed nothing", tail);
     if (refused[0])
         return cb_hint(err, "if it has to reach them, say so in the file: `allowed_hosts` of the "
                             "command, or `config.network_policy`");
@@ -110,7 +118,8 @@ static int fail_command(struct build *b, const struct layer *l, size_t i, const 
 static int fail_talk(struct talk *t, const struct layer *l, size_t i, const char *title,
                      struct cb_error *err)
 {
-    cb_wrap(err, "layer %s: command %zu of %zu (%s)", l->name, i + 1, l->init_commands.n, title);
+    CB_AUTO_FREE char *place = place_of(t, l);
+    cb_wrap(err, "%s: command %zu of %zu (%s)", place, i + 1, t->commands->n, title);
     return talk_explain(t, err);
 }
 
@@ -161,7 +170,7 @@ int run_starts_again(struct talk *t, const struct layer *l, struct cb_error *err
 static int run_start(struct talk *t, const struct layer *l, size_t i, struct cb_error *err)
 {
     struct build *b = t->b;
-    const struct command *cmd = &l->init_commands.v[i];
+    const struct command *cmd = &t->commands->v[i];
     CB_AUTO_FREE char *title = command_title(cmd);
     int step = begin_step(b, l, title);
     struct guest_step g = guest_step_of(cmd, &t->state.now, step);
@@ -174,7 +183,7 @@ static int run_start(struct talk *t, const struct layer *l, size_t i, struct cb_
         how_it_ended(&r, 0, how, sizeof(how));
         CB_AUTO_FREE char *text = cb_xasprintf("%s, and was to go on running", how);
         say_used(b, title, &(struct usage){0}, &r);
-        rc = fail_command(b, l, i, title, text, err);
+        rc = fail_command(t, l, i, title, text, err);
         emit_step_end(&b->em, r.exit_code, err);
         return rc;
     }
@@ -186,7 +195,7 @@ static int run_start(struct talk *t, const struct layer *l, size_t i, struct cb_
 /* What only changes how later commands run. */
 static int run_setting(struct talk *t, const struct layer *l, size_t i)
 {
-    const struct command *cmd = &l->init_commands.v[i];
+    const struct command *cmd = &t->commands->v[i];
     CB_AUTO_FREE char *title = command_title(cmd);
     (void)begin_step(t->b, l, title);
     build_state_command(&t->state, cmd);
@@ -208,7 +217,7 @@ static int attempt(struct talk *t, const struct layer *l, const struct command *
 static int run_program(struct talk *t, const struct layer *l, size_t i, struct cb_error *err)
 {
     struct build *b = t->b;
-    const struct command *cmd = &l->init_commands.v[i];
+    const struct command *cmd = &t->commands->v[i];
     CB_AUTO_FREE char *title = command_title(cmd);
     int step = begin_step(b, l, title);
     struct guest_step g = guest_step_of(cmd, &t->state.now, step);
@@ -231,7 +240,7 @@ static int run_program(struct talk *t, const struct layer *l, size_t i, struct c
             if (cmd->max_retries)
                 (void)snprintf(how + strlen(how), sizeof(how) - strlen(how), " at attempt %u",
                                tries);
-            rc = fail_command(b, l, i, title, how, err);
+            rc = fail_command(t, l, i, title, how, err);
             emit_step_end(&b->em, r.exit_code ? r.exit_code : 124, err);
             return rc;
         }
@@ -252,7 +261,7 @@ static int run_program(struct talk *t, const struct layer *l, size_t i, struct c
 
 static int run_by_type(struct talk *t, const struct layer *l, size_t i, struct cb_error *err)
 {
-    switch (l->init_commands.v[i].type) {
+    switch (t->commands->v[i].type) {
     case COMMAND_SHELL:
     case COMMAND_EXEC: return run_program(t, l, i, err);
     case COMMAND_ENV:
@@ -269,7 +278,7 @@ static int run_by_type(struct talk *t, const struct layer *l, size_t i, struct c
 int run_command(struct talk *t, const struct layer *l, size_t i, struct cb_error *err)
 {
     struct egress *egress = t->b->egress;
-    int rc = egress_hold(egress, &l->init_commands.v[i], err);
+    int rc = egress_hold(egress, &t->commands->v[i], err);
     if (rc >= 0)
         rc = run_by_type(t, l, i, err);
     return rc < 0 ? rc : egress_hold(egress, NULL, err);

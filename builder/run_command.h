@@ -2,6 +2,7 @@
 #pragma once
 
 #include "builder/build_private.h"
+#include "builder/drives.h"
 #include "builder/session.h"
 #include "builder/state.h"
 
@@ -12,9 +13,13 @@ struct talk {
     struct session *s;
     int output_fd;
     struct build_state state;
+    struct drive_disks drives;       /* of all layers that it runs */
+    const struct commands *commands; /* the list that is run: a layer's, or a drive's of it */
+    const char *drive_id;            /* whose they are; NULL: the layer's own */
 };
 
-/* Command @i of layer @l, as a step. What it left running stays until the layer's end. */
+/* Command @i of t->commands in layer @l, as a step. What it left running stays until the layer's
+ * end. */
 int run_command(struct talk *t, const struct layer *l, size_t i, struct cb_error *err);
 /* After a restack: what earlier commands of type start had started runs again. */
 int run_starts_again(struct talk *t, const struct layer *l, struct cb_error *err);

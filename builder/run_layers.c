@@ -218,7 +218,7 @@ static void command_env(const struct build *b, struct cb_strv *env)
         cb_strv_add(env, image->v[i]);
 }
 
-static int start_machine(struct talk *t, const char *lower, struct cb_error *err)
+static int start_machine(struct talk *t, size_t first, const char *lower, struct cb_error *err)
 {
     struct build *b = t->b;
     const struct machine_driver *driver = NULL;
@@ -233,6 +233,8 @@ static int start_machine(struct talk *t, const char *lower, struct cb_error *err
         return rc;
     if ((rc = make_sparse(output, output_bytes, &t->output_fd, err)) < 0)
         return rc;
+    if ((rc = drives_make(b, first, &t->drives, err)) < 0)
+        return rc;
     CB_AUTO_FREE char *title = cb_xasprintf("start the %s", driver->name);
     emit_step_start(&b->em, PHASE_PRE_BUILD, NULL, title);
     struct machine_spec spec = {
@@ -243,6 +245,8 @@ static int start_machine(struct talk *t, const char *lower, struct cb_error *err
         .lower = lower,
         .scratch = scratch,
         .output = output,
+        .drives = t->drives.v,
+        .n_drives = t->drives.n,
         .vcpus = tier_vcpus(b->c->tier),
         .memory_mib = tier_memory_mib(b->c->tier) < 2048 ? 2048 : tier_memory_mib(b->c->tier),
         .network = !config_without_network(b->c),
@@ -294,9 +298,13 @@ static int take_diff(struct talk *t, struct build_layer *l, struct cb_error *err
     if (rc < 0)
         return cb_wrap(err, "layer %s", l->declared->name);
     l->have_diff = true;
+    if ((rc = drives_keep(t, l, err)) < 0)
+        return rc;
     struct cache_record rec = {.layer_name = l->declared->name,
                                .inputs = l->key.inputs,
                                .diff = l->diff,
+                               .drives = l->drives,
+                               .n_drives = l->n_drives,
                                .created_ms = cb_now_ms()};
     build_content(b, (size_t)(l - b->layers), &rec.below);
     if ((rc = store_cache_put(b->store, &l->key.digest, &rec, err)) < 0)
@@ -322,10 +330,21 @@ static int run_layer(struct talk *t, struct build_layer *l, struct cb_error *err
     }
     if ((rc = run_starts_again(t, l->declared, err)) < 0 || (rc = run_contexts(t, l, err)) < 0)
         return rc;
-    for (size_t i = 0; i < l->declared->init_commands.n; i++)
+    t->commands = &l->declared->init_commands;
+    for (size_t i = 0; i < t->commands->n; i++)
         if ((rc = run_command(t, l->declared, i, err)) < 0)
             return rc;
+    if ((rc = drives_fill(t, l->declared, err)) < 0)
+        return rc;
     return take_diff(t, l, err);
+}
+
+static void say_cached(struct build *b, const struct layer *l, const struct commands *c)
+{
+    for (size_t i = 0; i < c->n; i++) {
+        CB_AUTO_FREE char *title = command_title(&c->v[i]);
+        emit_step_cached(&b->em, PHASE_RECIPE, l->name, title);
+    }
 }
 
 static int run_missing(struct build *b, size_t first, struct cb_error *err)
@@ -340,7 +359,7 @@ static int run_missing(struct build *b, size_t first, struct cb_error *err)
     struct talk t = {.b = b, .output_fd = -1};
     build_state_layers(&t.state, b->c, first);
     build_machine_count(1);
-    rc = start_machine(&t, lower, err);
+    rc = start_machine(&t, first, lower, err);
     for (size_t i = first; rc >= 0 && i < b->n_layers; i++)
         rc = run_layer(&t, &b->layers[i], err);
     if (rc >= 0) {
@@ -352,6 +371,7 @@ static int run_missing(struct build *b, size_t first, struct cb_error *err)
     build_state_release(&t.state);
     if (t.m)
         t.m->driver->stop(t.m, rc >= 0 ? SHUTDOWN_MS : 0);
+    drive_disks_release(&t.drives);
     cb_close(t.output_fd);
     return build_machine_done(rc, err);
 }
@@ -382,10 +402,9 @@ int build_layers(struct build *b, struct cb_error *err)
         return rc;
     for (size_t i = 0; i < first; i++) {
         const struct layer *l = b->layers[i].declared;
-        for (size_t j = 0; j < l->init_commands.n; j++) {
-            CB_AUTO_FREE char *title = command_title(&l->init_commands.v[j]);
-            emit_step_cached(&b->em, PHASE_RECIPE, l->name, title);
-        }
+        say_cached(b, l, &l->init_commands);
+        for (size_t j = 0; j < l->n_drives; j++)
+            say_cached(b, l, &l->drives[j].commands);
     }
     if (first == b->n_layers) {
         if (b->n_layers)

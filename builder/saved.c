@@ -75,10 +75,11 @@ static char *saved_path(const struct settings *settings, const struct saved_boot
     cb_digest_hex(&boot->kernel, kernel);
     cb_digest_hex(&boot->initramfs, initramfs);
     CB_AUTO_FREE char *key = cb_xasprintf(
-        "%d\n%u\n%s\n%s\n%s %lld %lld.%09ld\n%u %u\n%d %d\n%s\n%s", FORMAT, FRAME_VERSION, kernel,
-        initramfs, qemu, (long long)st.st_size, (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec,
-        spec->vcpus, spec->memory_mib, spec->network, spec->allow_host_network,
-        spec->hostname ? spec->hostname : "", spec->cmdline_extra ? spec->cmdline_extra : "");
+        "%d\n%u\n%s\n%s\n%s %lld %lld.%09ld\n%u %u %zu\n%d %d\n%s\n%s", FORMAT, FRAME_VERSION,
+        kernel, initramfs, qemu, (long long)st.st_size, (long long)st.st_mtim.tv_sec,
+        st.st_mtim.tv_nsec, spec->vcpus, spec->memory_mib, spec->n_drives, spec->network,
+        spec->allow_host_network, spec->hostname ? spec->hostname : "",
+        spec->cmdline_extra ? spec->cmdline_extra : "");
     struct cb_digest d;
     cb_sha256(key, strlen(key), &d);
     cb_digest_hex(&d, hex);

@@ -121,6 +121,11 @@ int session_copy(struct session *s, const struct guest_copy *c, struct cb_error 
  * session_try_keep() makes part of the layer. Both end every process of the layer. */
 int session_try(struct session *s, struct cb_error *err);
 int session_try_keep(struct session *s, struct cb_error *err);
+/* The layer's steps from here on have drives mounted: those of the machine from @first on, one at
+ * each of @paths. Ends every process of the layer. What is on them is complete when the layer ends.
+ * @user: whose root folders they get, NULL: who runs the layer's commands. */
+int session_drives(struct session *s, size_t first, const struct cb_strv *paths, const char *user,
+                   struct cb_error *err);
 /* Takes in what the guest says while nothing is asked of it. */
 int session_pause(struct session *s, int64_t ms, struct cb_error *err);
 

@@ -117,6 +117,20 @@ int session_try_keep(struct session *s, struct cb_error *err)
     return rc < 0 ? cb_wrap(err, "keep what the command did") : 0;
 }
 
+int session_drives(struct session *s, size_t first, const struct cb_strv *paths, const char *user,
+                   struct cb_error *err)
+{
+    struct frame_out o;
+    sess_begin(s, &o, FRAME_DRIVES, 0);
+    for (size_t i = 0; i < paths->n; i++) {
+        frame_put_number(&o, TAG_DRIVE, first + i);
+        frame_put_text(&o, TAG_DRIVE_PATH, paths->v[i]);
+    }
+    frame_put_text(&o, TAG_USER, user);
+    int rc = sess_ask(s, &o, SETUP_MS * s->factor, err);
+    return rc < 0 ? cb_wrap(err, "mount the layer's drives") : 0;
+}
+
 int session_pause(struct session *s, int64_t ms, struct cb_error *err)
 {
     int64_t end = cb_monotonic_ms() + ms;

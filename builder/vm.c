@@ -35,6 +35,8 @@ struct vm {
     struct qmp *monitor;
     struct machine_identity id;
     char *overlay;
+    struct qemu_drive *drives;
+    size_t n_drives;
     int terminal; /* whose settings are put back at the end; -1: none */
     struct termios saved;
 };
@@ -148,6 +150,32 @@ static int prepare_disks(struct starting *s, struct cb_error *err)
     if (spec->resume)
         return 0;
     return qcow2_create(s->overlay, (uint64_t)st.st_size, err);
+}
+
+static int prepare_drives(struct starting *s, struct cb_error *err)
+{
+    const struct machine_spec *spec = s->spec;
+    struct vm *vm = s->vm;
+    if (spec->n_drives > MACHINE_DRIVES_MAX)
+        return cb_fail(err, CB_E_BUG, "a machine with %zu drives", spec->n_drives);
+    vm->drives = cb_xcalloc(spec->n_drives + 1, sizeof(*vm->drives));
+    int rc = 0;
+    for (size_t i = 0; i < spec->n_drives && rc == 0; i++) {
+        struct qemu_drive *d = &vm->drives[vm->n_drives++];
+        d->read_only = spec->drives[i].read_only;
+        rc = real_path(spec->drives[i].path, &d->path, err);
+        if (rc < 0 || d->read_only || spec->mode == MACHINE_BUILD)
+            continue;
+        struct stat st;
+        d->overlay = cb_xasprintf("%s/drive%zu.qcow2", s->dir, i);
+        if (stat(d->path, &st) < 0)
+            rc = cb_fail_sys(err, errno, "%s", d->path);
+        else if (!spec->resume) /* else it is there, as it was when the machine was saved */
+            rc = qcow2_create(d->overlay, (uint64_t)st.st_size, err);
+    }
+    s->q.drives = vm->drives;
+    s->q.n_drives = vm->n_drives;
+    return rc;
 }
 
 /* The sandboxed network, or what was allowed in its place. */
@@ -307,12 +335,16 @@ static void know_machine(struct starting *s)
 {
     static const char *const networks[] = {
         [QEMU_NET_NONE] = "none", [QEMU_NET_SANDBOXED] = "sandboxed", [QEMU_NET_HOST] = "host"};
-    s->vm->id = (struct machine_identity){.machine = cb_xstrdup(qemu_machine(&s->q)),
-                                          .cpu = qemu_cpu(s->q.kvm),
-                                          .network = cb_xstrdup(networks[s->q.net]),
-                                          .vcpus = s->q.vcpus,
-                                          .memory_mib = s->q.memory_mib,
-                                          .tsc_khz = s->q.tsc_khz};
+    char drives[32] = "";
+    if (s->q.n_drives)
+        (void)snprintf(drives, sizeof(drives), ", drives: %zu", s->q.n_drives);
+    s->vm->id =
+        (struct machine_identity){.machine = cb_xasprintf("%s%s", qemu_machine(&s->q), drives),
+                                  .cpu = qemu_cpu(s->q.kvm),
+                                  .network = cb_xstrdup(networks[s->q.net]),
+                                  .vcpus = s->q.vcpus,
+                                  .memory_mib = s->q.memory_mib,
+                                  .tsc_khz = s->q.tsc_khz};
     CB_AUTO_FREE char *words = qemu_kernel_words(&s->q);
     cb_sha256(words, strlen(words), &s->vm->id.cmdline);
 }
@@ -342,6 +374,8 @@ static int start_all(struct starting *s, struct cb_error *err)
     rc = prepare_kernel(s, err);
     if (rc == 0)
         rc = prepare_disks(s, err);
+    if (rc == 0)
+        rc = prepare_drives(s, err);
     if (rc == 0)
         rc = prepare_network(s, err);
     if (rc < 0)
@@ -381,6 +415,11 @@ static void vm_stop(struct machine *m, int64_t grace_ms)
     cb_close(m->stream);
     machine_identity_release(&vm->id);
     free(vm->overlay);
+    for (size_t i = 0; i < vm->n_drives; i++) {
+        free(vm->drives[i].path);
+        free(vm->drives[i].overlay);
+    }
+    free(vm->drives);
     free(vm);
     free(m->console);
     free(m->log);
@@ -395,6 +434,12 @@ const struct machine_identity *machine_vm_identity(const struct machine *m)
 const char *machine_vm_overlay(const struct machine *m)
 {
     return ((const struct vm *)m->private_data)->overlay;
+}
+
+const char *machine_vm_drive_overlay(const struct machine *m, size_t i)
+{
+    const struct vm *vm = m->private_data;
+    return i < vm->n_drives ? vm->drives[i].overlay : NULL;
 }
 
 int machine_vm_save(struct machine *m, int fd, struct cb_error *err)

@@ -9,6 +9,7 @@
 /* What a machine had booted, by content. */
 struct warm_of {
     const struct cb_digest *image, *kernel, *initramfs;
+    const struct cb_digest *drives; /* drives_digest() */
 };
 /* Saves @m, which is booted and whose session is @s, with its disk's overlay as one blob of
  * @store. It is stopped then and can only be stopped for good. *@out: warm_state_release(). */

@@ -188,6 +188,22 @@ static void print_words(const char *label, const struct cb_strv *v)
     putchar('\n');
 }
 
+static void print_drives(const struct template_manifest *m)
+{
+    char size[32], text[CB_DIGEST_LEN + 1];
+    for (size_t i = 0; i < m->n_drives; i++) {
+        const struct drive_image *d = &m->drives[i];
+        cb_human_bytes(d->size, size, sizeof(size));
+        cb_digest_text(&d->image, text);
+        printf("%-14s %-16s at %s, %s%s%s, %llu chunks\n%-14s %s\n", i == 0 ? "drives" : "",
+               d->drive_id, d->mount_path, size, d->read_only ? ", read-only" : "",
+               d->filled ? "" : ", empty", (unsigned long long)d->n_chunks, "", text);
+    }
+    if (m->workspace_gb)
+        printf("%-14s at %s, %u GiB, empty at each boot\n", "workspace", WORKSPACE_PATH,
+               m->workspace_gb);
+}
+
 static void print_template(const struct template_manifest *m, const char *image_path)
 {
     char text[CB_DIGEST_LEN + 1], created[CB_RFC3339_LEN + 1], size[32], used[32];
@@ -215,6 +231,7 @@ static void print_template(const struct template_manifest *m, const char *image_
         printf("%-14s %s\n", "", image_path);
     else if (m->n_chunks)
         printf("%-14s its file was dropped and is made from them when it is needed\n", "");
+    print_drives(m);
     printf("%-14s %s\n", "kernel", m->kernel_release);
     printf("%-14s %s\n", "command line", m->cmdline);
     printf("%-14s %s: %u vCPU, %u MiB\n", "tier", tier_name(m->tier), tier_vcpus(m->tier),

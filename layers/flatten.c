@@ -348,18 +348,14 @@ int flatten(const struct flatten_spec *spec, struct flatten_result *out, struct 
     return rc;
 }
 
-int ext4_make_empty(const char *path, uint64_t size_bytes, const char *label, struct cb_error *err)
+static int make_empty(const char *path, uint64_t size_bytes, const char *label,
+                      const uint8_t uuid[16], struct cb_error *err)
 {
     const struct flatten_spec spec = {.size_bytes = size_bytes, .label = label};
-    uint8_t uuid[16];
     uint64_t blocks;
     int rc = check_spec(&spec, err);
     if (rc < 0)
         return rc;
-    if (getrandom(uuid, sizeof(uuid), 0) != (ssize_t)sizeof(uuid))
-        return cb_fail_sys(err, errno, "random bytes for a UUID");
-    uuid[6] = (uint8_t)((uuid[6] & 0x0f) | 0x40); /* RFC 4122: version 4 */
-    uuid[8] = (uint8_t)((uuid[8] & 0x3f) | 0x80);
     CB_AUTO(writer) w = NULL;
     CB_AUTO(tree) t = tree_new(INO_ROOT);
     rc = writer_open(path, 0, &w, err);
@@ -372,4 +368,25 @@ int ext4_make_empty(const char *path, uint64_t size_bytes, const char *label, st
     if (rc == 0)
         rc = image_finish(w, blocks, size_bytes / EXT4_BLOCK * EXT4_BLOCK, uuid, label, err);
     return rc;
+}
+
+int ext4_make_empty(const char *path, uint64_t size_bytes, const char *label, struct cb_error *err)
+{
+    uint8_t uuid[16];
+    if (getrandom(uuid, sizeof(uuid), 0) != (ssize_t)sizeof(uuid))
+        return cb_fail_sys(err, errno, "random bytes for a UUID");
+    uuid[6] = (uint8_t)((uuid[6] & 0x0f) | 0x40); /* RFC 4122: version 4 */
+    uuid[8] = (uint8_t)((uuid[8] & 0x3f) | 0x80);
+    return make_empty(path, size_bytes, label, uuid, err);
+}
+
+int ext4_make_drive(const char *path, uint64_t size_bytes, const char *label, struct cb_error *err)
+{
+    struct cb_digest d;
+    CB_AUTO_FREE char *name =
+        cb_xasprintf("capsule drive %s %llu", label, (unsigned long long)size_bytes);
+    cb_sha256(name, strlen(name), &d);
+    d.b[6] = (uint8_t)((d.b[6] & 0x0f) | 0x80); /* RFC 9562: version 8, of our own making */
+    d.b[8] = (uint8_t)((d.b[8] & 0x3f) | 0x80);
+    return make_empty(path, size_bytes, label, d.b, err);
 }

@@ -67,3 +67,5 @@ int image_digest(int fd, struct cb_digest *out, uint64_t *allocated, struct cb_e
 /* An empty ext4 file system in a sparse file (scratch disks). Not reproducible in its UUID alone.
  */
 int ext4_make_empty(const char *path, uint64_t size_bytes, const char *label, struct cb_error *err);
+/* The same with a UUID that follows from size and label: same input, same bytes. */
+int ext4_make_drive(const char *path, uint64_t size_bytes, const char *label, struct cb_error *err);

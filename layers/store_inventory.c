@@ -227,7 +227,7 @@ static void scan(struct inventory *inv, struct item *it, const struct cb_buf *te
         if (!cb_digest_parse_hex(hex, &d))
             continue;
         add_ref(inv, it, STORE_BLOBS, &d);
-        if (it->kind == STORE_VERSIONS) {
+        if (it->kind == STORE_VERSIONS || it->kind == STORE_RECORDS) { /* these name drives */
             add_ref(inv, it, STORE_IMAGES, &d);
             add_ref(inv, it, STORE_MAPS, &d);
         }

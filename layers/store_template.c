@@ -16,6 +16,25 @@
 
 CB_DEFINE_CLEANUP(manifest, struct template_manifest *, template_manifest_free);
 
+/* The image is there as a file or as chunks. */
+static int check_image(struct store *s, const struct cb_digest *image, struct cb_error *err)
+{
+    CB_AUTO_FREE char *path = NULL;
+    CB_AUTO_ERROR why = CB_ERROR_INIT;
+    if (store_image_find(s, image, &path, &why) < 0 && store_chunks_check(s, image, NULL) < 0)
+        return cb_error_move(err, &why);
+    return 0;
+}
+
+static int check_drives(struct store *s, const struct drive_image *v, size_t n,
+                        struct cb_error *err)
+{
+    for (size_t i = 0; i < n; i++)
+        if (check_image(s, &v[i].image, NULL) < 0)
+            return cb_fail(err, CB_E_NOTFOUND, "drive %s is not in the store", v[i].drive_id);
+    return 0;
+}
+
 /* -- cache records -- */
 
 static char *cache_rel(const struct cb_digest *key)
@@ -44,6 +63,11 @@ int store_cache_get(struct store *s, const struct cb_digest *key, struct cache_r
                 r.layer_name);
         cache_record_release(&r);
         return -(int)CB_E_NOTFOUND;
+    }
+    if ((rc = check_drives(s, r.drives, r.n_drives, err)) < 0) {
+        cb_wrap(err, "layer %s", r.layer_name);
+        cache_record_release(&r);
+        return rc;
     }
     *out = r;
     return 0;
@@ -204,11 +228,11 @@ static int load_version(struct store *s, const char *name, uint64_t version,
 static int check_complete(struct store *s, const struct template_manifest *m, struct cb_error *err)
 {
     static const struct cb_digest none;
-    CB_AUTO_FREE char *path = NULL;
-    CB_AUTO_ERROR why = CB_ERROR_INIT;
-    if (store_image_find(s, &m->image, &path, &why) < 0 &&
-        store_chunks_check(s, &m->image, NULL) < 0)
-        return cb_error_move(err, &why);
+    int rc = check_image(s, &m->image, err);
+    if (rc == 0)
+        rc = check_drives(s, m->drives, m->n_drives, err);
+    if (rc < 0)
+        return rc;
     const struct {
         const char *what;
         const struct cb_digest *d;
@@ -355,6 +379,8 @@ static int publish(struct store *s, struct template_manifest *m, bool move_point
     int rc = check_complete(s, m, err);
     if (rc == 0 && m->n_chunks)
         rc = store_chunks_check(s, &m->image, err);
+    for (size_t i = 0; i < m->n_drives && rc == 0; i++)
+        rc = store_chunks_check(s, &m->drives[i].image, err);
     /* the names of all that the manifest refers to, once for all of them */
     if (rc == 0)
         rc = store_sync_dir(s, "blobs/sha256", err);

@@ -244,28 +244,56 @@ static bool is_there(const struct verify *v, enum store_kind kind, const struct 
     return it && !it->gone;
 }
 
-static int need_image(const struct verify *v, const struct template_manifest *m,
+/* What a manifest says of an image. */
+struct named_image {
+    const struct cb_digest *digest;
+    uint64_t size, n_chunks;
+    uint32_t chunk_size;
+    bool chunked;
+};
+
+static int need_image(const struct verify *v, const struct named_image *im, const char *what,
                       struct cb_error *err)
 {
     CB_AUTO_CHUNK_MAP map = {0};
-    if (m->n_chunks == 0)
-        return is_there(v, STORE_IMAGES, &m->image)
+    if (!im->chunked)
+        return is_there(v, STORE_IMAGES, im->digest)
                    ? 0
-                   : cb_fail(err, CB_E_NOTFOUND, "its image is not in the store");
-    if (!is_there(v, STORE_MAPS, &m->image))
-        return cb_fail(err, CB_E_NOTFOUND, "its image's chunk map is not in the store");
-    if (store_map_get(v->s, &m->image, &map, NULL) < 0)
+                   : cb_fail(err, CB_E_NOTFOUND, "%s is not in the store", what);
+    if (!is_there(v, STORE_MAPS, im->digest))
+        return cb_fail(err, CB_E_NOTFOUND, "the chunk map of %s is not in the store", what);
+    if (store_map_get(v->s, im->digest, &map, NULL) < 0)
         return 0; /* a fault of the map's own */
-    if (map.n != m->n_chunks || map.chunk_size != m->chunk_size || map.length != m->image_size)
-        return cb_fail(err, CB_E_CORRUPT, "its image's chunk map is not the one that it names");
+    if (map.n != im->n_chunks || map.chunk_size != im->chunk_size || map.length != im->size)
+        return cb_fail(err, CB_E_CORRUPT, "the chunk map of %s is not the one that it names", what);
     size_t lost = 0;
     for (size_t i = 0; i < map.n; i++)
         lost += !is_there(v, STORE_CHUNKS, &map.v[i].digest);
-    return lost ? cb_fail(err, CB_E_NOTFOUND,
-                          "%zu of the %zu chunks of its image are not in the "
-                          "store",
-                          lost, map.n)
+    return lost ? cb_fail(err, CB_E_NOTFOUND, "%zu of the %zu chunks of %s are not in the store",
+                          lost, map.n, what)
                 : 0;
+}
+
+static int need_images(const struct verify *v, const struct template_manifest *m,
+                       struct cb_error *err)
+{
+    const struct named_image root = {.digest = &m->image,
+                                     .size = m->image_size,
+                                     .n_chunks = m->n_chunks,
+                                     .chunk_size = m->chunk_size,
+                                     .chunked = m->n_chunks > 0};
+    int rc = need_image(v, &root, "its image", err);
+    for (size_t i = 0; i < m->n_drives && rc == 0; i++) {
+        const struct drive_image *d = &m->drives[i];
+        const struct named_image drive = {.digest = &d->image,
+                                          .size = d->size,
+                                          .n_chunks = d->n_chunks,
+                                          .chunk_size = d->chunk_size,
+                                          .chunked = true};
+        CB_AUTO_FREE char *what = cb_xasprintf("its drive %s", d->drive_id);
+        rc = need_image(v, &drive, what, err);
+    }
+    return rc;
 }
 
 static int check_version(const struct verify *v, const struct item *it, struct cb_error *err)
@@ -274,7 +302,7 @@ static int check_version(const struct verify *v, const struct item *it, struct c
     int rc = store_template_get(v->s, v->inv.names.v[it->template], it->version, &m, err);
     if (rc < 0)
         return rc;
-    rc = need_image(v, m, err);
+    rc = need_images(v, m, err);
     if (rc == 0)
         rc = need_blob(v, &m->kernel, "the kernel", NULL, err);
     if (rc == 0)

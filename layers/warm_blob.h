@@ -9,7 +9,7 @@
 #include "layers/store.h"
 
 #define WARM_MAGIC "CBWARM1\n"
-enum { WARM_DISKS_MAX = 16, WARM_NAME_MAX = 15 };
+enum { WARM_DISKS_MAX = 24, WARM_NAME_MAX = 15 };
 
 struct warm_disk {
     char name[WARM_NAME_MAX + 1];

@@ -122,6 +122,28 @@ static int refuse_on_scratch(const struct workload_config *c, struct cb_error *e
     return 0;
 }
 
+/* They make what is on the drive and nothing else: what would hold for later commands stands among
+ * the layer's own. */
+static int refuse_in_drives(const struct workload_config *c, const struct layer *l,
+                            struct cb_error *err)
+{
+    for (size_t i = 0; i < l->n_drives; i++) {
+        const struct commands *cmds = &l->drives[i].commands;
+        for (size_t j = 0; j < cmds->n; j++) {
+            const struct command *cmd = &cmds->v[j];
+            if (cmd->type == COMMAND_SHELL || cmd->type == COMMAND_EXEC)
+                continue;
+            cb_fail(err, CB_E_CONFIG,
+                    "%s:%d:%d: layer %s, drive %s: a command of type %s cannot fill a drive; shell "
+                    "and exec can",
+                    c->file ? c->file : "config", cmd->loc.line, cmd->loc.column, l->name,
+                    l->drives[i].drive_id, command_type_name(cmd->type));
+            return cb_hint(err, "move it to the layer's init_commands");
+        }
+    }
+    return 0;
+}
+
 int build_refuse(const struct workload_config *c, struct cb_error *err)
 {
     for (size_t i = 0; i < c->n_layers; i++) {
@@ -135,6 +157,9 @@ int build_refuse(const struct workload_config *c, struct cb_error *err)
                     command_type_name(cmd->type));
             return cb_hint(err, "every other type works today");
         }
+        int rc = refuse_in_drives(c, &c->layers[i], err);
+        if (rc < 0)
+            return rc;
     }
     for (size_t i = 0; i < c->boot_commands.n; i++) {
         const struct command *cmd = &c->boot_commands.v[i];

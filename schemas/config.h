@@ -232,15 +232,22 @@ char *config_dump_full(const struct workload_config *c);
 
 /* The defaults that follow from other fields (schemas/config_full.c). The model keeps a field that
  * is absent, or that says its default, as absent: both are the same build with the same keys. */
-enum { DRIVE_SIZE_GB = 10, DRIVE_LABEL_MAX = 16, WORKSPACE_SIZE_GB = 50 };
+enum {
+    DRIVE_SIZE_GB = 10,
+    DRIVE_LABEL_MAX = 16,
+    WORKSPACE_SIZE_GB = 50,
+    DRIVES_MAX = 16, /* of one config; a machine has places for no more */
+};
+#define WORKSPACE_LABEL "workspace"
+#define WORKSPACE_PATH "/workspace"
 /* As given, else "cb-" and the beginning of drive_id. @label holds DRIVE_LABEL_MAX + 1 bytes. */
 void drive_label(const struct drive *d, char *label);
 /* As given, else /drives/DRIVE_ID. Owned. */
 char *drive_mount_path(const struct drive *d);
-/* The size of the drive at /workspace: as given, else 50; 0 when a layer declares a drive. */
 /* Do commands get a loopback and no other network? `network_policy_preset: none`, and nothing that
  * takes back a part of it (a policy of one's own, a command's `allowed_hosts`, a task). */
 bool config_without_network(const struct workload_config *c);
+/* The size of the drive at /workspace: as given, else 50; 0 when a layer declares a drive. */
 uint32_t config_workspace_size_gb(const struct workload_config *c);
 /* For the reader: makes absent what says its default. */
 void config_forget_defaults(struct workload_config *c);

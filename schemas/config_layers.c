@@ -346,7 +346,7 @@ const struct field layer_fields[] = {
      .accepts = "daily, weekly, on_push, on_base_change, or a duration of a minute or more such as "
                 "6h",
      .note = "refresh_interval"},
-    {.name = "drives", .read = read_drives, .note = "drives"},
+    {.name = "drives", .read = read_drives},
     {.name = "context", .read = read_context},
     {.name = "env", .read = read_env, .offset = AT(env), .more = "expand"},
     {.name = "workdir", .read = read_absolute_path, .offset = AT(workdir)},
@@ -380,7 +380,7 @@ static void check_layer(struct reader *r, const struct at *at, const struct doc_
     }
 }
 
-enum { DRIVES_MAX = 64, N_UNIQUE = 3 };
+enum { N_UNIQUE = 3 };
 
 /* What no two drives of a config may share, as given or by default. */
 static const char *const unique_keys[N_UNIQUE] = {"drive_id", "label", "mount_path"};

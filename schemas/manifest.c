@@ -76,6 +76,22 @@ static const struct field record_fields[] = {
 #undef F
     {0}};
 
+static const struct field drive_fields[] = {
+#define F(...) FIELD(struct drive_image, NULL, __VA_ARGS__)
+    F("drive_id", KIND_STR, REQUIRED, drive_id),
+    F("label", KIND_STR, REQUIRED, label),
+    F("mount_path", KIND_STR, REQUIRED, mount_path),
+    F("read_only", KIND_BOOL, 0, read_only),
+    F("filled", KIND_BOOL, 0, filled),
+    F("image", KIND_DIGEST, REQUIRED, image),
+    F("size", KIND_U64, REQUIRED, size),
+    F("chunk_size", KIND_U32, REQUIRED, chunk_size),
+    F("chunks", KIND_U64, REQUIRED, n_chunks),
+    F("chunk_map", KIND_DIGEST, REQUIRED, chunk_map),
+    F("made_in", KIND_STR, 0, made_in),
+#undef F
+    {0}};
+
 static const struct field command_fields[] = {
 #define F(...) FIELD(struct command, NULL, __VA_ARGS__)
     F("type", KIND_COMMAND, REQUIRED, type),
@@ -136,6 +152,7 @@ static const struct field manifest_fields[] = {
     F(NULL, "workdir", KIND_STR, 0, workdir),
     F(NULL, "entrypoint", KIND_STRV, 0, entrypoint),
     F(NULL, "cmd", KIND_STRV, 0, cmd),
+    F(NULL, "workspace_gb", KIND_U32, NOT_ZERO, workspace_gb),
     F(NULL, "boot_checked", KIND_BOOL, 0, boot_checked),
     F("warm", "digest", KIND_DIGEST, 0, warm.blob),
     F("warm", "size", KIND_U64, NOT_ZERO, warm.size),
@@ -150,6 +167,7 @@ static const struct field manifest_fields[] = {
     F("warm", "kernel", KIND_DIGEST, 0, warm.kernel),
     F("warm", "initramfs", KIND_DIGEST, 0, warm.initramfs),
     F("warm", "cmdline", KIND_DIGEST, 0, warm.cmdline),
+    F("warm", "drives", KIND_DIGEST, 0, warm.drives),
     F("documents", "sbom", KIND_DIGEST, 0, sbom),
     F("documents", "provenance", KIND_DIGEST, 0, provenance),
     F("documents", "sbom_signed", KIND_DIGEST, 0, sbom_signed),
@@ -192,9 +210,30 @@ static void fields_release(const struct field *fields, void *obj)
     }
 }
 
+void drive_images_free(struct drive_image *v, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        fields_release(drive_fields, &v[i]);
+    free(v);
+}
+
+struct drive_image *drive_images_dup(const struct drive_image *v, size_t n)
+{
+    struct drive_image *out = cb_xcalloc(n ? n : 1, sizeof(*out));
+    for (size_t i = 0; i < n; i++) {
+        out[i] = v[i];
+        out[i].drive_id = cb_xstrdup(v[i].drive_id);
+        out[i].label = cb_xstrdup(v[i].label);
+        out[i].mount_path = cb_xstrdup(v[i].mount_path);
+        out[i].made_in = cb_xstrdup0(v[i].made_in);
+    }
+    return out;
+}
+
 void cache_record_release(struct cache_record *r)
 {
     fields_release(record_fields, r);
+    drive_images_free(r->drives, r->n_drives);
     *r = (struct cache_record){0};
 }
 
@@ -210,6 +249,7 @@ void template_manifest_free(struct template_manifest *m)
         return;
     fields_release(manifest_fields, m);
     boot_info_release(&m->boot);
+    drive_images_free(m->drives, m->n_drives);
     for (size_t i = 0; i < m->n_layers; i++) {
         layer_blob_release(&m->layers[i]);
         free(m->layer_names[i]);
@@ -346,10 +386,27 @@ static char *print(json_t *doc)
     return text ? cb_xasprintf("%s\n", text) : NULL;
 }
 
+/* Documents without drives look as they did before there were any. */
+static int dump_drives(const struct drive_image *v, size_t n, json_t *doc)
+{
+    json_t *list = n ? json_array() : NULL;
+    if (list)
+        (void)json_object_set_new(doc, "drives", list);
+    for (size_t i = 0; i < n; i++) {
+        json_t *o = json_object();
+        (void)json_array_append_new(list, o);
+        if (dump_fields(drive_fields, &v[i], o) < 0)
+            return -1;
+    }
+    return 0;
+}
+
 char *cache_record_dump(const struct cache_record *r)
 {
     json_auto_t *doc = json_object();
-    return dump_fields(record_fields, r, doc) < 0 ? NULL : print(doc);
+    return dump_fields(record_fields, r, doc) < 0 || dump_drives(r->drives, r->n_drives, doc) < 0
+               ? NULL
+               : print(doc);
 }
 
 char *template_manifest_dump(const struct template_manifest *m)
@@ -358,7 +415,8 @@ char *template_manifest_dump(const struct template_manifest *m)
     json_t *boot = json_object(), *layers = json_array();
     (void)json_object_set_new(doc, "boot", boot);
     (void)json_object_set_new(doc, "layers", layers);
-    if (dump_fields(manifest_fields, m, doc) < 0 || dump_fields(boot_fields, &m->boot, boot) < 0)
+    if (dump_fields(manifest_fields, m, doc) < 0 || dump_fields(boot_fields, &m->boot, boot) < 0 ||
+        dump_drives(m->drives, m->n_drives, doc) < 0)
         return NULL;
     for (size_t i = 0; i < m->n_layers; i++) {
         json_t *o = json_object();
@@ -605,6 +663,32 @@ static int load_failed(const struct cb_error *err)
     return err ? -(int)err->code : -(int)CB_E_CORRUPT;
 }
 
+/* What is in "drives" of @doc; what was read until a failure is the caller's to free as well. */
+static int read_drives(struct reader *r, const json_t *doc, struct drive_image **v, size_t *n)
+{
+    const json_t *list = json_object_get(doc, "drives");
+    size_t count = json_array_size(list);
+    if (!list)
+        return 0;
+    if (!json_is_array(list) || count > DRIVES_MAX)
+        return cb_fail(r->err, CB_E_CORRUPT, "%s: drives: must be an array of at most %d drives",
+                       r->what, DRIVES_MAX);
+    *v = cb_xcalloc(count + 1, sizeof(**v));
+    *n = count;
+    struct reader in = *r;
+    for (size_t i = 0; i < count; i++) {
+        (void)snprintf(in.where, sizeof(in.where), "drives[%zu].", i);
+        int rc = read_fields(&in, drive_fields, json_array_get(list, i), &(*v)[i]);
+        if (rc < 0)
+            return rc;
+        if (!(*v)[i].size || (*v)[i].mount_path[0] != '/' ||
+            strlen((*v)[i].label) > DRIVE_LABEL_MAX)
+            return cb_fail(r->err, CB_E_CORRUPT, "%s: %ssize, mount_path or label is impossible",
+                           r->what, in.where);
+    }
+    return 0;
+}
+
 int cache_record_parse(const char *text, size_t len, struct cache_record *out, struct cb_error *err)
 {
     struct reader r = {.what = "cache record", .err = err};
@@ -613,6 +697,8 @@ int cache_record_parse(const char *text, size_t len, struct cache_record *out, s
         return load_failed(err);
     struct cache_record rec = {0};
     int rc = read_fields(&r, record_fields, doc, &rec);
+    if (rc == 0)
+        rc = read_drives(&r, doc, &rec.drives, &rec.n_drives);
     if (rc < 0) {
         cache_record_release(&rec);
         return rc;
@@ -655,6 +741,8 @@ int template_manifest_parse(const char *text, size_t len, struct template_manife
     int rc = read_fields(&r, manifest_fields, doc, m);
     if (rc == 0)
         rc = read_layers(&r, json_object_get(doc, "layers"), m);
+    if (rc == 0)
+        rc = read_drives(&r, doc, &m->drives, &m->n_drives);
     const json_t *boot = json_object_get(doc, "boot");
     struct reader in = {.what = r.what, .where = "boot.", .err = err};
     if (rc == 0 && !json_is_object(boot))

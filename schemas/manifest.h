@@ -20,12 +20,30 @@ struct layer_blob {
 };
 void layer_blob_release(struct layer_blob *b);
 
+/* A drive of a layer (layers[].drives) as the store holds it: an ext4 image of its own. */
+struct drive_image {
+    char *drive_id, *label, *mount_path; /* owned, none is NULL */
+    bool read_only;
+    bool filled;            /* by commands; else it is empty, and whoever boots it owns its root */
+    struct cb_digest image; /* as the digest of a template's image */
+    uint64_t size;          /* its length, bytes */
+    uint32_t chunk_size;
+    uint64_t n_chunks; /* those that are not all zero */
+    struct cb_digest chunk_map;
+    char *made_in; /* the builder whose machine wrote it ("vm", "container"); NULL: none did */
+};
+void drive_images_free(struct drive_image *v, size_t n);
+/* A copy of @v, owned. */
+struct drive_image *drive_images_dup(const struct drive_image *v, size_t n);
+
 /* What is kept under a layer's cache key. */
 struct cache_record {
     char *layer_name;       /* owned */
     char *inputs;           /* canonical JSON the key was made from, owned */
     struct cb_digest below; /* of what the layer's commands ran on: base and diffs, as they were */
     struct layer_blob diff;
+    struct drive_image *drives; /* owned: those that its commands filled, in the config's order */
+    size_t n_drives;
     int64_t created_ms;
 };
 /* Owned. NULL when a string is not UTF-8; so for template_manifest_dump(). */
@@ -59,6 +77,7 @@ struct warm_state {
     uint32_t vcpus, memory_mib, tsc_khz;
     struct cb_digest image, kernel, initramfs; /* what it had booted */
     struct cb_digest cmdline;                  /* what its kernel was told */
+    struct cb_digest drives;                   /* what was on its drives; all zero: none */
 };
 
 struct template_manifest {
@@ -91,7 +110,10 @@ struct template_manifest {
     char *default_user, *workdir;
     struct cb_strv entrypoint, cmd;
     struct boot_info boot;
-    bool boot_checked; /* the image was booted and became ready before it was published */
+    struct drive_image *drives; /* in the config's order */
+    size_t n_drives;
+    uint32_t workspace_gb; /* an empty drive of this size at /workspace, made at boot; 0: none */
+    bool boot_checked;     /* the image was booted and became ready before it was published */
     struct warm_state warm;
     /* Documents about it (docs/provenance.md), all blobs; all zero when absent. */
     struct cb_digest sbom;              /* SPDX: the packages in the image */

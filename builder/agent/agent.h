@@ -270,10 +270,19 @@ struct setup {
 };
 void setup_release(struct setup *s);
 int setup_parse(struct setup *s, const uint8_t *p, size_t n, struct fail *f);
+#define AG_DRIVES_MAX 16
+#define DRIVE_PATH_MAX 4000
+struct drive_place {
+    unsigned disk; /* it is at DRIVES/DISK */
+    char *path;    /* where it belongs */
+};
 struct layer_spec {
     char *name, *user, *workdir;
     struct words env;
     bool first;
+    struct drive_place drives[AG_DRIVES_MAX];
+    size_t n_drives;
+    char *drives_user; /* whose they are; NULL: whoever runs the layer's commands */
 };
 void layer_spec_release(struct layer_spec *l);
 int layer_parse(struct layer_spec *l, const uint8_t *p, size_t n, struct fail *f);
@@ -321,8 +330,30 @@ void copy_end(struct copying *c);
 /* --- layer.c --- */
 
 /* Starts it; *@fd is our end of its stream. It answers DONE or FAILED first. */
-int layer_start(const struct setup *s, const struct layer_spec *l, pid_t *pid, int *fd,
-                struct fail *f);
+int layer_start(const struct setup *s, const struct layer_spec *l, const char *drives, pid_t *pid,
+                int *fd, struct fail *f);
+/* --- drives.c: file systems of their own --- */
+
+void drives_release(struct drive_place *v, size_t n);
+/* FRAME_DRIVES, into @l. */
+int drives_parse(struct layer_spec *l, const uint8_t *p, size_t n, struct fail *f);
+/* The main loop's part. @root: the folder with the drives, which a machine of ours mounts there. */
+int drives_attach(const struct layer_spec *l, const char *root, bool machine, struct fail *f);
+/* From then on what is on the disks is complete and does not change. */
+int drives_detach(const struct layer_spec *l, const char *root, bool machine, struct fail *f);
+/* The layer's init's: takes hold of them (@fds has room for all), and in the layer's root puts them
+ * in their places. */
+int drives_open(const struct layer_spec *l, const char *root, int *fds, struct fail *f);
+int drives_place(const struct layer_spec *l, const int *fds, const struct ident *who,
+                 struct fail *f);
+/* A booted machine's: mounts what is there of the image's drives, waiting for the others at most
+ * @wait_ms; and before its end. What is wrong is said on the console. */
+struct boot_conf;
+void drives_boot(struct boot_conf *c, int64_t wait_ms);
+void drives_end(const struct boot_conf *c);
+/* @super: 256 bytes from 1024 on of a disk. */
+bool drive_has_label(const uint8_t *super, const char *label);
+
 /* mounts.c: what a root folder needs. In a layer: in the current folder, which then becomes the
  * root. */
 int mounts_for_layer(struct fail *f);
@@ -350,6 +381,7 @@ void clock_set_ms(uint64_t ms);
 
 struct build_mode {
     const char *lower, *scratch, *output; /* mounted folders, and the output's path */
+    const char *drives;                   /* the folder with the drives */
     bool machine;                 /* we own the machine: set the clock, power off at the end */
     const struct resume *resumed; /* HELLO answers it; NULL: it is the first word */
 };
@@ -397,11 +429,20 @@ int network_up(const struct cmdline *c, struct fail *f);
 /* An open virtio-serial port of our name, or -1. Waits up to @wait_ms for it. */
 int port_open(int64_t wait_ms);
 bool port_connected(int fd);
+/* Mounts the disk with the virtio serial @serial, which may still have to appear, at folder @at. */
+int disk_mount(const char *serial, const char *at, unsigned long flags, const char *options,
+               struct fail *f);
 /* PID 1 of the initramfs. */
 _Noreturn void guest_main(void);
 
 /* --- bootconf.c: /.capsule/boot.conf, which builder/boot_conf.c writes --- */
 
+struct boot_drive {
+    char *label, *path;
+    bool read_only;
+    bool own;     /* its root folder is given to the default user */
+    bool mounted; /* by drives_boot() */
+};
 struct boot_conf {
     char *hostname, *health, *user, *workdir, *default_user, *default_workdir;
     char *init; /* who is process 1: NULL: the agent; "systemd" */
@@ -409,6 +450,8 @@ struct boot_conf {
     struct words env, start_argv, start_env;
     struct step_spec *commands;
     size_t n_commands;
+    struct boot_drive drives[AG_DRIVES_MAX];
+    size_t n_drives;
 };
 #define BOOT_CONF_PATH "/.capsule/boot.conf"
 #define BOOT_CONF_MAX (1u << 20)

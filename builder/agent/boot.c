@@ -24,9 +24,10 @@
 #define STOP_GRACE_MS 10000 /* between SIGTERM and SIGKILL */
 #define AT_ONCE_MS 300      /* a start command without a port is ready when it lives this long */
 #define KEPT_MAX 32
-#define LINGER_MS 15000        /* for a host that has not asked yet how the start went */
-#define INIT_ENDS_MS 30000     /* until an init that was asked to end the machine stops us */
-#define RESIZE_FS 0x40086610ul /* EXT4_IOC_RESIZE_FS of linux/ext4.h */
+#define FOREIGN_DISK_WAIT_MS 3000 /* drivers of other machines look for their disks by and by */
+#define LINGER_MS 15000           /* for a host that has not asked yet how the start went */
+#define INIT_ENDS_MS 30000        /* until an init that was asked to end the machine stops us */
+#define RESIZE_FS 0x40086610ul    /* EXT4_IOC_RESIZE_FS of linux/ext4.h */
 
 struct boot {
     struct cmdline cmd;
@@ -544,6 +545,7 @@ static _Noreturn void end_machine(struct boot *b)
     while (!reap_all() && now_ms() < until)
         (void)poll(NULL, 0, 10);
     sync();
+    drives_end(&b->conf);
     (void)mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY, NULL);
     say_done(b);
     console_say("power off");
@@ -682,6 +684,11 @@ static void block_signals(struct boot *b)
     b->sigfd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
+static void mount_drives(struct boot *b)
+{
+    drives_boot(&b->conf, b->cmd.root[0] ? FOREIGN_DISK_WAIT_MS : 0);
+}
+
 /* All that is there before the first other process, whoever is PID 1 then. */
 static void prepare(struct boot *b)
 {
@@ -699,6 +706,7 @@ static void prepare(struct boot *b)
     grow_root();
     if (init_is_ours(b->conf.init))
         return;
+    mount_drives(b);
     (void)init_become(b->conf.init, &f);
     console_say("%s", f.text);
     machine_end(&b->cmd);
@@ -752,6 +760,7 @@ _Noreturn void boot_main(void)
     struct boot *b = new_boot();
     prepare(b);
     mounts_for_boot();
+    mount_drives(b);
     block_signals(b);
     (void)reboot(RB_DISABLE_CAD); /* Ctrl-Alt-Del is SIGINT then */
     run(b);

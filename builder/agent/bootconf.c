@@ -60,6 +60,35 @@ static int on_command(struct boot_conf *b, const char *key, const char *value, s
     return 0;
 }
 
+static int on_drive(struct boot_conf *b, const char *key, const char *value, struct fail *f)
+{
+    if (!*key) {
+        if (b->n_drives == AG_DRIVES_MAX)
+            return fail_set(f, FAIL_IMAGE, "too many drives");
+        set(&b->drives[b->n_drives++].label, value);
+        return 0;
+    }
+    if (b->n_drives == 0)
+        return fail_set(f, FAIL_IMAGE, "drive%s before drive", key);
+    struct boot_drive *d = &b->drives[b->n_drives - 1];
+    if (strcmp(key, "-path") == 0)
+        set(&d->path, value);
+    else if (strcmp(key, "-read-only") == 0)
+        d->read_only = strcmp(value, "1") == 0;
+    else if (strcmp(key, "-own") == 0)
+        d->own = strcmp(value, "1") == 0;
+    return 0;
+}
+
+/* Each has a place to be mounted at. */
+static int check_drives(const struct boot_conf *b, struct fail *f)
+{
+    for (size_t i = 0; i < b->n_drives; i++)
+        if (!b->drives[i].path || b->drives[i].path[0] != '/')
+            return fail_set(f, FAIL_IMAGE, "drive %.20s without a path", b->drives[i].label);
+    return 0;
+}
+
 static int on_line(struct boot_conf *b, const char *key, const char *value, struct fail *f)
 {
     const struct {
@@ -86,6 +115,8 @@ static int on_line(struct boot_conf *b, const char *key, const char *value, stru
         words_add(&b->start_argv, value);
     else if (strncmp(key, "command", 7) == 0)
         return on_command(b, key + 7, value, f);
+    else if (strncmp(key, "drive", 5) == 0)
+        return on_drive(b, key + 5, value, f);
     else if (strcmp(key, "port") == 0) {
         if (!parse_number(value, 65535, &v))
             return fail_set(f, FAIL_IMAGE, "port \"%.20s\"", value);
@@ -111,7 +142,7 @@ int boot_conf_parse(const char *text, size_t n, struct boot_conf *b, struct fail
         free(key);
         free(value);
     }
-    return rc;
+    return rc < 0 ? rc : check_drives(b, f);
 }
 
 void boot_conf_release(struct boot_conf *b)
@@ -126,5 +157,9 @@ void boot_conf_release(struct boot_conf *b)
     for (size_t i = 0; i < b->n_commands; i++)
         step_release(&b->commands[i]);
     free(b->commands);
+    for (size_t i = 0; i < b->n_drives; i++) {
+        free(b->drives[i].label);
+        free(b->drives[i].path);
+    }
     *b = (struct boot_conf){0};
 }

@@ -90,7 +90,7 @@ static int do_setup(struct build *b, const uint8_t *p, size_t n, struct fail *f)
 static int start_init(struct build *b, struct fail *f)
 {
     int fd;
-    if (layer_start(&b->setup, &b->layer, &b->child_pid, &fd, f) < 0)
+    if (layer_start(&b->setup, &b->layer, b->mode->drives, &b->child_pid, &fd, f) < 0)
         return -1;
     chan_init(&b->child, fd, FRAME_REPLY_MAX);
     b->layer.first = false;
@@ -108,6 +108,19 @@ static int do_try(struct build *b, bool keep, struct fail *f)
         return -1;
     int rc = keep ? stack_keep(&b->stack, f) : stack_try(&b->stack, f);
     return rc < 0 ? rc : start_init(b, f);
+}
+
+/* The layer's init anew, with drives in their places; what the layer's processes left running ends.
+ */
+static int do_drives(struct build *b, const uint8_t *p, size_t n, struct fail *f)
+{
+    if (!b->in_layer || b->stack.trying || b->layer.n_drives)
+        return fail_set(f, FAIL_PROTOCOL, "DRIVES out of order");
+    end_child(b);
+    if (drives_parse(&b->layer, p, n, f) < 0 ||
+        drives_attach(&b->layer, b->mode->drives, b->mode->machine, f) < 0)
+        return -1;
+    return start_init(b, f);
 }
 
 static int do_layer_begin(struct build *b, const uint8_t *p, size_t n, struct fail *f)
@@ -188,7 +201,8 @@ static int do_layer_end(struct build *b, struct fail *f)
      * The same kernel reads the upper next, so nothing has to reach the scratch disk for that. */
     end_child(b);
     b->in_layer = false;
-    if (stack_freeze(&b->stack, f) < 0)
+    if (stack_freeze(&b->stack, f) < 0 ||
+        drives_detach(&b->layer, b->mode->drives, b->mode->machine, f) < 0)
         return -1;
     int pair[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
@@ -298,6 +312,7 @@ static int on_host(struct build *b)
             case FRAME_START: rc = do_step(b, &h, p, &f); break;
             case FRAME_TRY: rc = do_try(b, false, &f); break;
             case FRAME_TRY_KEEP: rc = do_try(b, true, &f); break;
+            case FRAME_DRIVES: rc = do_drives(b, p, h.length, &f); break;
             case FRAME_LAYER_END: rc = do_layer_end(b, &f); break;
             case FRAME_SHUTDOWN:
                 end_child(b);

@@ -382,8 +382,8 @@ static int wait_disk(const char *serial, char *out, size_t size, struct fail *f)
     return 0;
 }
 
-static int mount_disk(const char *serial, const char *at, unsigned long flags, const char *options,
-                      struct fail *f)
+int disk_mount(const char *serial, const char *at, unsigned long flags, const char *options,
+               struct fail *f)
 {
     char dev[300];
     if (wait_disk(serial, dev, sizeof dev, f) < 0)
@@ -491,8 +491,8 @@ static int build_mode(bool parks, struct fail *f)
         return -1;
     if (mkdir("/new", 0755) < 0 || mount("tmpfs", "/new", "tmpfs", 0, "mode=755") < 0)
         return fail_sys(f, errno, "make the agent's root");
-    if (mount_disk("lower", "/new/lower", MS_RDONLY | MS_NOATIME, "noload", f) < 0 ||
-        mount_disk("scratch", "/new/scratch", MS_NOATIME, NULL, f) < 0 ||
+    if (disk_mount("lower", "/new/lower", MS_RDONLY | MS_NOATIME, "noload", f) < 0 ||
+        disk_mount("scratch", "/new/scratch", MS_NOATIME, NULL, f) < 0 ||
         wait_disk("output", output, sizeof output, f) < 0 || switch_root("/new", f) < 0)
         return -1;
     if (!parks && open_host(&c, f) < 0)
@@ -500,6 +500,7 @@ static int build_mode(bool parks, struct fail *f)
     struct build_mode m = {.lower = "/lower",
                            .scratch = "/scratch",
                            .output = output,
+                           .drives = "/drives",
                            .machine = true,
                            .resumed = parks ? &r : NULL};
     (void)build_loop(&m, &c);
@@ -514,7 +515,7 @@ static int mount_root(const char *root, const char *at, struct fail *f)
 {
     char dev[300] = "";
     if (!root[0])
-        return mount_disk("root", at, 0, NULL, f);
+        return disk_mount("root", at, 0, NULL, f);
     if (wait_root(root, dev, sizeof dev, f) < 0)
         return -1;
     if (mkdir(at, 0755) < 0 && errno != EEXIST)

@@ -81,17 +81,21 @@ static void sink(void *arg, uint32_t step, int stream, const void *p, size_t n)
     (void)chan_send_output(arg, step, stream, p, n);
 }
 
+/* Who runs the layer's commands when they do not say. */
+static const char *usual_user(const struct setup *s, const struct layer_spec *l)
+{
+    if (l->user)
+        return l->user;
+    if (s->runner)
+        return s->runner;
+    return s->user ? s->user : "";
+}
+
 static const char *pick_user(const struct init *in, bool root, const char *user)
 {
     if (root)
         return "0";
-    if (user)
-        return user;
-    if (in->layer->user)
-        return in->layer->user;
-    if (in->setup->runner)
-        return in->setup->runner;
-    return in->setup->user ? in->setup->user : "";
+    return user ? user : usual_user(in->setup, in->layer);
 }
 
 static void merge_env(struct words *env, const struct words *from)
@@ -349,10 +353,25 @@ static _Noreturn void init_loop(struct init *in)
     }
 }
 
-static int enter_root(const struct setup *s, struct fail *f)
+static int place_drives(const struct setup *s, const struct layer_spec *l, const int *fds,
+                        struct fail *f)
 {
+    struct ident who;
+    if (l->n_drives == 0)
+        return 0;
+    if (ident_load(l->drives_user ? l->drives_user : usual_user(s, l), &who, f) < 0)
+        return -1;
+    return drives_place(l, fds, &who, f);
+}
+
+static int enter_root(const struct setup *s, const struct layer_spec *l, const char *drives,
+                      struct fail *f)
+{
+    int fds[AG_DRIVES_MAX];
     if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
         return fail_sys(f, errno, "make the mounts private");
+    if (drives_open(l, drives, fds, f) < 0)
+        return -1;
     if (chdir("m") < 0)
         return fail_sys(f, errno, "enter the layer");
     if (mounts_for_layer(f) < 0)
@@ -364,10 +383,11 @@ static int enter_root(const struct setup *s, struct fail *f)
         return fail_sys(f, errno, "leave the old root");
     if (s->hostname)
         (void)!sethostname(s->hostname, strlen(s->hostname));
-    return 0;
+    return place_drives(s, l, fds, f);
 }
 
-static _Noreturn void init_main(const struct setup *s, const struct layer_spec *l, int fd)
+static _Noreturn void init_main(const struct setup *s, const struct layer_spec *l,
+                                const char *drives, int fd)
 {
     static struct init in;
     struct fail f;
@@ -389,7 +409,7 @@ static _Noreturn void init_main(const struct setup *s, const struct layer_spec *
     (void)sigprocmask(SIG_BLOCK, &set, NULL);
     (void)signal(SIGPIPE, SIG_IGN);
     in.sigfd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-    int rc = in.sigfd < 0 ? fail_sys(&f, errno, "signalfd") : enter_root(s, &f);
+    int rc = in.sigfd < 0 ? fail_sys(&f, errno, "signalfd") : enter_root(s, l, drives, &f);
     if (rc == 0 && l->first && s->runner) {
         int made = user_ensure(s->runner, &f);
         if (made > 0)
@@ -404,8 +424,8 @@ static _Noreturn void init_main(const struct setup *s, const struct layer_spec *
     init_loop(&in);
 }
 
-int layer_start(const struct setup *s, const struct layer_spec *l, pid_t *pid, int *fd,
-                struct fail *f)
+int layer_start(const struct setup *s, const struct layer_spec *l, const char *drives, pid_t *pid,
+                int *fd, struct fail *f)
 {
     int pair[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
@@ -414,7 +434,7 @@ int layer_start(const struct setup *s, const struct layer_spec *l, pid_t *pid, i
     /* As fork() does it, with namespaces: no stack is given, so the child goes on here. */
     long got = syscall(SYS_clone, flags, 0, 0, 0, 0);
     if (got == 0)
-        init_main(s, l, pair[1]);
+        init_main(s, l, drives, pair[1]);
     int saved = errno;
     (void)close(pair[1]);
     if (got < 0) {

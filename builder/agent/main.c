@@ -15,7 +15,8 @@ static int usage(void)
 
 static int build_main(int argc, char **argv)
 {
-    struct build_mode m = {.lower = "/lower", .scratch = "/scratch", .output = "/output"};
+    struct build_mode m = {
+        .lower = "/lower", .scratch = "/scratch", .output = "/output", .drives = "/drives"};
     uint64_t fd = 3;
     for (int i = 0; i < argc; i += 2) {
         if (i + 1 >= argc)

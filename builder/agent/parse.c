@@ -90,6 +90,8 @@ void layer_spec_release(struct layer_spec *l)
     free(l->user);
     free(l->workdir);
     words_release(&l->env);
+    drives_release(l->drives, l->n_drives);
+    free(l->drives_user);
     *l = (struct layer_spec){0};
 }
 

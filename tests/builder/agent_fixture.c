@@ -50,11 +50,15 @@ void fixture_make_image(const char *path)
 /* In the child: what a runtime would do, then the agent. */
 static _Noreturn void run_agent(const char *dir, const char *image, enum agent_kind kind, int fd)
 {
-    char scratch[512], output[512];
+    char scratch[512], output[512], drives[512], first[600];
     (void)snprintf(scratch, sizeof scratch, "%s/scratch", dir);
     (void)snprintf(output, sizeof output, "%s/output", dir);
+    (void)snprintf(drives, sizeof drives, "%s/drives", dir);
+    (void)snprintf(first, sizeof first, "%s/0", drives);
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL, 0UL, 0UL, 0UL);
     if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+        _exit(77);
+    if (access(first, F_OK) == 0 && mount("tmpfs", first, "tmpfs", 0, NULL) < 0)
         _exit(77);
     if (kind == AGENT_STATIC) {
         if (dup2(fd, 3) < 0)
@@ -63,7 +67,7 @@ static _Noreturn void run_agent(const char *dir, const char *image, enum agent_k
                     "--scratch", scratch, "--output", output, "--fd", "3", (char *)NULL);
         _exit(77);
     }
-    struct build_mode m = {.lower = image, .scratch = scratch, .output = output};
+    struct build_mode m = {.lower = image, .scratch = scratch, .output = output, .drives = drives};
     struct chan c;
     chan_init(&c, fd, FRAME_REQUEST_MAX);
     int rc = build_loop(&m, &c);

@@ -213,6 +213,7 @@ static void test_boot_file_comes_back(void **state)
     boot_conf_release(&b);
 
     commands[0].type = COMMAND_COPY;
+    cb_buf_clear(&text);
     assert_fails(boot_conf_dump(&info, &pairs, "app", "/w", &text, &err), &err, CB_E_CONFIG,
                  "a command of type copy does not run at boot");
 }
@@ -235,10 +236,99 @@ static void test_another_init(void **state)
     assert_true(init_up_word("running", how, sizeof how));
 }
 
+static void test_drives_are_in_the_boot_file(void **state)
+{
+    (void)state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    CB_AUTO_BUF text = CB_BUF_INIT(BOOT_CONF_MAX);
+    struct command fill = {.type = COMMAND_SHELL};
+    struct drive drives[] = {
+        {.drive_id = (char[]){"a-very-long-name"},
+         .read_only = true,
+         .commands = {.v = &fill, .n = 1}},
+        {.drive_id = (char[]){"b"}, .label = (char[]){"B"}, .mount_path = (char[]){"/a b"}}};
+    struct layer layer = {.drives = drives, .n_drives = 2};
+    struct workload_config c = {.layers = &layer, .n_layers = 1};
+    struct boot_conf b;
+    struct fail f;
+    assert_ok(boot_conf_drives(&c, &text, &err), &err);
+    assert_int_equal(boot_conf_parse(text.data, text.len, &b, &f), 0);
+    assert_int_equal(b.n_drives, 2);
+    assert_string_equal(b.drives[0].label, "cb-a-very-long-n");
+    assert_string_equal(b.drives[0].path, "/drives/a-very-long-name");
+    assert_true(b.drives[0].read_only && !b.drives[0].own);
+    assert_string_equal(b.drives[1].label, "B");
+    assert_string_equal(b.drives[1].path, "/a b");
+    assert_true(!b.drives[1].read_only && b.drives[1].own);
+    boot_conf_release(&b);
+    c.n_layers = 0;
+    cb_buf_clear(&text);
+    assert_ok(boot_conf_drives(&c, &text, &err), &err);
+    assert_int_equal(boot_conf_parse(text.data, text.len, &b, &f), 0);
+    assert_int_equal(b.n_drives, 1);
+    assert_string_equal(b.drives[0].label, "workspace");
+    assert_string_equal(b.drives[0].path, "/workspace");
+    assert_true(b.drives[0].own);
+    boot_conf_release(&b);
+}
+
+static void test_drives_are_found_by_label(void **state)
+{
+    (void)state;
+    uint8_t super[256] = {0};
+    assert_false(drive_has_label(super, ""));
+    memcpy(super + 120, "sixteen-letters!", 16);
+    assert_false(drive_has_label(super, "sixteen-letters!"));
+    super[56] = 0x53;
+    super[57] = 0xef;
+    assert_true(drive_has_label(super, "sixteen-letters!"));
+    assert_false(drive_has_label(super, "sixteen-letters"));
+    memset(super + 120, 0, 16);
+    assert_false(drive_has_label(super, ""));
+}
+
+/* A request with the fields of @words: a number is a DRIVE, a text that begins with '/' its path,
+ * any other the user. */
+static int parse_drives(const char *const *words, struct layer_spec *l, struct fail *f)
+{
+    uint8_t frame[4096];
+    struct frame_out o;
+    frame_begin(&o, frame, sizeof frame, FRAME_DRIVES, 0);
+    for (size_t i = 0; words[i]; i++) {
+        if (words[i][0] >= '0' && words[i][0] <= '9')
+            frame_put_number(&o, TAG_DRIVE, strtoul(words[i], NULL, 10));
+        else
+            frame_put_text(&o, words[i][0] == '/' ? TAG_DRIVE_PATH : TAG_USER, words[i]);
+    }
+    assert_false(o.over);
+    return drives_parse(l, frame + FRAME_HEAD, o.len - FRAME_HEAD, f);
+}
+
+static void test_drives_of_a_layer_are_checked(void **state)
+{
+    (void)state;
+    struct layer_spec l = {0};
+    struct fail f = {0};
+    static const char *const good[] = {"3", "/data", "15", "/b/c", "app", NULL};
+    assert_int_equal(parse_drives(good, &l, &f), 0);
+    assert_int_equal(l.n_drives, 2);
+    assert_int_equal(l.drives[1].disk, 15);
+    assert_string_equal(l.drives[1].path, "/b/c");
+    assert_string_equal(l.drives_user, "app");
+    static const char *const bad[][5] = {{"3"},        {"/data"},  {"1", "2", "/a"},
+                                         {"16", "/a"}, {"1", "/"}, {"1", "/a", "/b"}};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        assert_int_equal(parse_drives(bad[i], &l, &f), -1);
+        assert_int_equal(f.kind, FAIL_PROTOCOL);
+    }
+    layer_spec_release(&l);
+}
+
 static void test_bad_boot_files_are_refused(void **state)
 {
     (void)state;
-    static const char *const bad[] = {"port 70000", "port x", "command-arg x"};
+    static const char *const bad[] = {"port 70000",    "port x",  "command-arg x",
+                                      "drive-path /x", "drive a", "drive a\ndrive-path b"};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         struct boot_conf b;
         struct fail f;
@@ -494,6 +584,9 @@ int main(void)
         cmocka_unit_test(test_only_login_shells_are_mended),
         cmocka_unit_test(test_boot_file_comes_back),
         cmocka_unit_test(test_another_init),
+        cmocka_unit_test(test_drives_are_in_the_boot_file),
+        cmocka_unit_test(test_drives_are_found_by_label),
+        cmocka_unit_test(test_drives_of_a_layer_are_checked),
         cmocka_unit_test(test_bad_boot_files_are_refused),
         cmocka_unit_test(test_kernel_command_line_is_read),
         cmocka_unit_test(test_dhcp_takes_what_is_for_it),

@@ -40,11 +40,9 @@ static const struct pair pairs[] = {
      "mkdir /data/t/$i; done"},
 };
 
-static void start(struct agent_fixture *f)
+static void start_in(struct agent_fixture *f, const char *dir)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
-    static int n;
-    CB_AUTO_FREE char *dir = cb_xasprintf("%s/case-%d", work, n++);
     assert_ok(cb_mkdir_p(dir, 0755, &err), &err);
     fixture_start(f, dir, image, AGENT_NATIVE);
     CB_AUTO_STRV env = {0};
@@ -55,6 +53,13 @@ static void start(struct agent_fixture *f)
                                   .dns = "10.0.2.3"};
     assert_ok(session_setup(f->s, &g, &err), &err);
     fixture_layer(f);
+}
+
+static void start(struct agent_fixture *f)
+{
+    static int n;
+    CB_AUTO_FREE char *dir = cb_xasprintf("%s/case-%d", work, n++);
+    start_in(f, dir);
 }
 
 static void run(struct agent_fixture *f, const char *script)
@@ -226,6 +231,54 @@ static void test_a_step_has_its_own_user_and_folder(void **state)
     fixture_stop(&f);
 }
 
+static void test_drives_hold_what_their_commands_left(void **state)
+{
+    (void)state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct agent_fixture f;
+    CB_AUTO_FREE char *drive = cb_xasprintf("%s/case-drives/drives/0", work);
+    assert_ok(cb_mkdir_p(drive, 0755, &err), &err);
+    CB_AUTO_FREE char *dir = cb_xasprintf("%s/case-drives", work);
+    start_in(&f, dir);
+    run(&f, "echo layer >/data/new; ln -s /data /link");
+    CB_AUTO_STRV paths = {0};
+    cb_strv_add(&paths, "/link/deep/drive"); /* links are the layer's own */
+    assert_ok(session_drives(f.s, 0, &paths, "app", &err), &err);
+    run(&f, "test $(stat -c %u:%g /data/deep/drive) = 1234:1234; cat /data/new; "
+            "echo drive >/data/deep/drive/file");
+    try_again(&f); /* the layer is as it was, the drive is not */
+    run(&f, "echo more >>/data/deep/drive/file; echo half >/data/half");
+    try_again(&f);
+    run(&f, "test ! -e /data/half; echo whole >/data/whole; cat /data/deep/drive/file");
+    assert_string_equal(f.out.data, "drive\nmore\n");
+    keep(&f);
+    assert_fails(session_drives(f.s, 0, &paths, NULL, &err), &err, CB_E_BUG, "DRIVES out of order");
+    cb_error_clear(&err);
+    CB_AUTO_FREE char *diff = fixture_diff(&f);
+    assert_string_equal(diff, "dir 0755 0:0 .\ndir 0755 0:0 data\ndir 0755 0:0 data/deep\n"
+                              "dir 0755 0:0 data/deep/drive\nfile 0644 0:0 data/new 'layer'\n"
+                              "file 0644 0:0 data/whole 'whole'\nsymlink 0777 0:0 link -> /data\n");
+    fixture_layer(&f);
+    run(&f, "test -z \"$(ls /data/deep/drive)\""); /* the next layer has none */
+    fixture_stop(&f);
+}
+
+static void test_a_drive_that_cannot_be_mounted_is_named(void **state)
+{
+    (void)state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct agent_fixture f;
+    CB_AUTO_FREE char *drive = cb_xasprintf("%s/case-bad-drive/drives/0", work);
+    assert_ok(cb_mkdir_p(drive, 0755, &err), &err);
+    CB_AUTO_FREE char *dir = cb_xasprintf("%s/case-bad-drive", work);
+    start_in(&f, dir);
+    CB_AUTO_STRV paths = {0};
+    cb_strv_add(&paths, "/data/one");
+    assert_fails(session_drives(f.s, 0, &paths, NULL, &err), &err, CB_E_COMMAND,
+                 "mount_path /data/one: ");
+    fixture_stop(&f);
+}
+
 static int make_work(void **state)
 {
     (void)state;
@@ -261,6 +314,8 @@ int main(void)
         cmocka_unit_test(test_what_was_started_goes_on),
         cmocka_unit_test(test_what_ends_at_once_did_not_start),
         cmocka_unit_test(test_a_step_has_its_own_user_and_folder),
+        cmocka_unit_test(test_drives_hold_what_their_commands_left),
+        cmocka_unit_test(test_a_drive_that_cannot_be_mounted_is_named),
     };
     return cmocka_run_group_tests_name("try", tests, make_work, remove_work);
 }

@@ -59,7 +59,7 @@ class Warm(E2E):
         w = m["warm"]
         self.assertEqual(w["image"], m["image"]["digest"])
         self.assertEqual((w["kernel"], w["initramfs"]), (m["kernel"]["digest"], m["kernel"]["initramfs"]))
-        self.assertEqual((w["memory_mib"], w["machine"]), (1024, "microvm"))
+        self.assertEqual((w["memory_mib"], w["machine"]), (1024, "microvm, drives: 1"))
         self.assertRegex(w["qemu"], r"^\d+\.\d+\.\d+")
         self.assertEqual(self.home.blob(w["digest"]).stat().st_size, w["size"])
         self.assertRegex(self.built.notes, r"the ready machine is saved, .*; resumed, it was ready after \d+ ms")

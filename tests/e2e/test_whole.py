@@ -179,11 +179,11 @@ class Once(E2E):
         config = self.home.config(
             "once", [("one", ["true"])], start_command={"command": perl_server(80), "port": 80})
         doc = json.loads(config.read_text())
-        doc["layers"][0]["drives"] = [{"drive_id": "data", "label": "data", "size_gb": 1, "mount_path": "/data"}]
+        doc["config"]["ttl"] = 60
         config.write_text(json.dumps(doc))
         got = self.ok(self.home.build(config, "--no-boot-check"))
         warnings = [e["text"] for e in got.of("warning")]
-        self.assertTrue(any(re.search(r"drives.*not supported yet", w) for w in warnings), str(got))
+        self.assertTrue(any(re.search(r"ttl.*not supported yet", w) for w in warnings), str(got))
         self.ends(self.home.run("boot", "once", "--once"), 0, r"is ready.*port 80")
         self.assertEqual(self.home.left(), [])
 

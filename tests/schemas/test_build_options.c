@@ -114,6 +114,11 @@ static void test_what_cannot_be_built_is_refused(void **state)
     (void)state;
     refused(HEAD "      - true\n", NULL);
     refused(HEAD "      - {type: exec, args: [ls, /]}\n", NULL);
+    refused(HEAD "      - true\n    drives: [{drive_id: d, commands: [{type: exec, args: [x]}]}]\n",
+            NULL);
+    refused(HEAD
+            "      - true\n    drives: [{drive_id: d, commands: [x, {type: env, args: [A=b]}]}]\n",
+            "layer one, drive d: a command of type env cannot fill a drive; shell and exec can");
     refused(HEAD "      - {type: env, args: [A=b]}\n      - {type: start, args: [x]}\n", NULL);
     refused(HEAD "      - {type: gcp-auth}\n",
             "c.yaml:6:9: layer one: commands of type gcp-auth cannot be run yet");

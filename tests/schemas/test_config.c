@@ -281,7 +281,6 @@ static void test_what_is_not_acted_on_is_named_once(void **state)
                                            "allowed_files",
                                            "refresh_commands",
                                            "refresh_interval",
-                                           "drives",
                                            "context from git",
                                            "path",
                                            "ttl",
@@ -290,7 +289,6 @@ static void test_what_is_not_acted_on_is_named_once(void **state)
                                            "memory_request_mb",
                                            "memory_limit_mb",
                                            "auto_pause",
-                                           "workspace_size_gb",
                                            "auth",
                                            "kernel",
                                            "tenant_gcp_project",
@@ -307,8 +305,8 @@ static void test_what_is_not_acted_on_is_named_once(void **state)
     for (size_t i = 0; i < c->n_unsupported && i < N; i++) {
         check_said(c->unsupported[i].field);
         assert_string_equal(c->unsupported[i].field, expected[i]);
-        if (strcmp(expected[i], "drives") == 0)
-            assert_string_equal(c->unsupported[i].loc.path, "layers[0].drives");
+        if (strcmp(expected[i], "context from git") == 0)
+            assert_string_equal(c->unsupported[i].loc.path, "layers[0].context[1]");
     }
     assert_int_equal(c->n_unsupported, N);
     config_free(c);

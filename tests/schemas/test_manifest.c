@@ -41,6 +41,13 @@ static void test_a_manifest_goes_round(void **state)
     assert_true(m->boot.boot_commands.v[0].run_as_root);
     assert_int_equal(m->boot.boot_commands.v[1].type, COMMAND_EXEC);
     assert_string_equal(m->boot.boot_commands.v[1].args.v[1], "");
+    assert_int_equal(m->n_drives, 2);
+    assert_string_equal(m->drives[0].made_in, "vm");
+    assert_true(m->drives[0].read_only && m->drives[0].filled && !m->drives[1].filled);
+    assert_int_equal(m->drives[1].chunk_map.b[0], 0xa4);
+    assert_null(m->drives[1].made_in);
+    assert_int_equal(m->workspace_gb, 50);
+    assert_int_equal(m->warm.drives.b[0], 0xa5);
     assert_string_equal(m->config,
                         "{\"base_image\":\"debian:bookworm\",\"display_name\":\"hello\"}");
     CB_AUTO_FREE char *again = template_manifest_dump(m);
@@ -163,6 +170,13 @@ static void test_bad_fields_are_named(void **state)
         {"layers/1", "7", "layers[1].media_type: is missing"},
         {"layers/1/size", "-5", "layers[1].size: must be a number"},
         {"layers/1/name", NULL, "layers[1].name: is missing"},
+        {"drives", "{}", "drives: must be an array of at most 16 drives"},
+        {"drives", "[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17]", "drives: must be an array of at"},
+        {"drives/1", "7", "drives[1].drive_id: is missing"},
+        {"drives/1/image", "\"sha256:0\"", "drives[1].image: must be sha256:"},
+        {"drives/1/size", "0", "drives[1].size, mount_path or label is impossible"},
+        {"drives/1/mount_path", "\"data\"", "drives[1].size, mount_path or label is impossible"},
+        {"drives/1/label", "\"12345678901234567\"", "mount_path or label is impossible"},
         {"boot", "[]", "boot: must be an object"},
         {"boot/port", "65536", "boot.port: must be a number from 0 to 65535"},
         {"boot/commands/0/type", "\"magic\"", "boot.commands[0].type: is not a command type"},

@@ -1,0 +1,43 @@
+/* drives: the file systems of their own that layers declare (layers[].drives), and the workspace.
+ *
+ * A drive with commands is made empty, filled by the layer's machine, and kept as chunks under the
+ * layer's cache key. What is on it then is a stranger's: it is hashed and stored as bytes, and is
+ * mounted by guests alone, never by this machine. Private to builder/. */
+#pragma once
+
+#include "builder/machine.h"
+#include "schemas/manifest.h"
+
+struct build;
+struct build_layer;
+struct talk;
+struct store;
+
+/* Files for a machine's drives. */
+struct drive_disks {
+    struct machine_disk *v;
+    size_t n;
+    size_t next; /* the first of the layer that comes next (builds) */
+};
+void drive_disks_release(struct drive_disks *d);
+
+/* Empty ones for all drives with commands of the layers from @first on, in the work folder. */
+int drives_make(struct build *b, size_t first, struct drive_disks *out, struct cb_error *err);
+/* Runs the commands of the drives of layer @l, which has run its own. */
+int drives_fill(struct talk *t, const struct layer *l, struct cb_error *err);
+/* After the layer's end: stores what is on its drives, and says so in @l. */
+int drives_keep(struct talk *t, struct build_layer *l, struct cb_error *err);
+/* What is kept for the layer has all of its drives. */
+bool drives_fit(const struct layer *l, const struct cache_record *r);
+/* All drives of the config into b->drives: those of the layers, and the empty ones, which are made
+ * and stored here. */
+int drives_gather(struct build *b, struct cb_error *err);
+
+/* For booting: files for @n drives of an image (made from their chunks when they are not there),
+ * which stay while the store is open, and a workspace of @workspace_gb (0: none), made in
+ * @work_dir. */
+int drives_attach(struct store *s, const struct drive_image *v, size_t n, uint32_t workspace_gb,
+                  const char *work_dir, struct drive_disks *out, struct cb_error *err);
+/* What is on them, for telling whether a saved machine had the same. All zero: there are none. */
+void drives_digest(const struct drive_image *v, size_t n, uint32_t workspace_gb,
+                   struct cb_digest *out);
