@@ -140,7 +140,7 @@ static void check_args(struct reader *r, const struct at *at, const struct doc_n
     bool given = false;
     for (size_t i = 0; i < n->n; i++)
         given = given || strcmp(n->pairs[i].key->text, "args") == 0;
-    if (given && c->args.n == 0)
+    if ((given && c->args.n == 0) || (!given && is_misspelt(r, n, command_fields, "args")))
         return; /* what is wrong with it has been said */
     if (c->args.n < rules[c->type].min || c->args.n > rules[c->type].max) {
         read_problem(r, at, n, "a command of type %s needs %s", command_type_name(c->type),
@@ -167,12 +167,37 @@ static void check_args(struct reader *r, const struct at *at, const struct doc_n
                      command_type_name(c->type), what);
 }
 
+/* `- echo "to: me"` is a map to YAML, and `- run: make` is how others write it: a word about that,
+ * not about its keys. True when it was said. */
+static bool is_text_as_map(struct reader *r, const struct at *at, const struct doc_node *n)
+{
+    static const char *const others[] = {"run",     "sh",  "bash",   "shell",
+                                         "command", "cmd", "script", "exec"};
+    if (r->doc->json || n->n != 1)
+        return false;
+    const struct doc_node *key = n->pairs[0].key;
+    bool other = false;
+    for (size_t i = 0; i < sizeof(others) / sizeof(*others); i++)
+        other = other || strcmp(key->text, others[i]) == 0;
+    if (other && n->pairs[0].value->kind == DOC_SCALAR)
+        read_problem(r, at, n, "a command is the text itself, without `%s:`", key->text);
+    else if (strchr(key->text, ' '))
+        read_problem(r, at, n,
+                     "to YAML this is a map, because of the \": \" in it; put the whole command in "
+                     "quotes, or below a `- |`");
+    else
+        return false;
+    return true;
+}
+
 static void read_command(struct reader *r, const struct at *at, const struct doc_node *n,
                          struct command *c)
 {
     static const struct field text = {.accepts = command_accepts};
     c->loc = read_loc(r, at, n);
     if (n->kind == DOC_MAP) {
+        if (is_text_as_map(r, at, n))
+            return;
         (void)read_map(r, at, n, command_fields, c);
         check_args(r, at, n, c);
         if (c->type == COMMAND_GCP_AUTH) {

@@ -360,9 +360,10 @@ static void check_layer(struct reader *r, const struct at *at, const struct doc_
 {
     const struct layer *l = &c->layers[i];
     const struct doc_node *commands = doc_child(n, "init_commands");
-    if (!doc_child(n, "name"))
+    if (!doc_child(n, "name") && !is_misspelt(r, n, layer_fields, "name"))
         read_problem(r, at, n, "`name` is missing: layer name must not be empty");
-    if (!commands || (commands->kind == DOC_LIST && commands->n == 0)) {
+    if (commands ? commands->kind == DOC_LIST && commands->n == 0
+                 : !is_misspelt(r, n, layer_fields, "init_commands")) {
         CB_AUTO_FREE char *q = l->name ? quote_text(l->name, strlen(l->name)) : NULL;
         read_problem(r, at, commands ? commands : n,
                      "layer %s%smust have non-empty init_commands: a list of at least one command",

@@ -163,8 +163,12 @@ static struct nearest nearest_begin(const char *given)
 static void nearest_try(struct nearest *x, const char *name)
 {
     size_t d = distance(x->given, name, x->best);
+    size_t len = strlen(name);
     if (x->len >= 3 && strncmp(x->given, name, x->len) == 0 && d > 1)
         d = 1; /* the beginning of it: `env` for `env_variables` */
+    if (x->len >= 4 && len > x->len && name[len - x->len - 1] == '_' &&
+        strcmp(x->given, name + len - x->len) == 0 && d > 1)
+        d = 1; /* its last word: `image` for `base_image` */
     if (d < x->best || (d == x->best && !x->name)) {
         x->best = d;
         x->name = name;
@@ -188,12 +192,33 @@ const char *nearest_word(const char *given, const char *const *words)
     return x.name;
 }
 
+static const struct field *find_field(const struct field *fields, const char *name)
+{
+    while (fields->name && strcmp(fields->name, name) != 0)
+        fields++;
+    return fields->name ? fields : NULL;
+}
+
+bool is_misspelt(const struct reader *r, const struct doc_node *map, const struct field *fields,
+                 const char *name)
+{
+    enum { KEYS_MAX = 64 }; /* a map with more is no slip of the pen */
+    if (r->flags & CONFIG_ALLOW_UNKNOWN || map->n > KEYS_MAX)
+        return false;
+    for (size_t i = 0; i < map->n; i++) {
+        const char *key = map->pairs[i].key->text;
+        const char *near = find_field(fields, key) ? NULL : nearest_name(key, fields);
+        if (near && strcmp(near, name) == 0)
+            return true;
+    }
+    return false;
+}
+
 static const char *home_of(const struct reader *r, const char *key, const struct field *not_here)
 {
     for (const struct field_home *h = r->homes; h && h->fields; h++)
-        for (const struct field *f = h->fields; h->fields != not_here && f->name; f++)
-            if (strcmp(f->name, key) == 0)
-                return h->where;
+        if (h->fields != not_here && find_field(h->fields, key))
+            return h->where;
     return NULL;
 }
 
@@ -250,7 +275,7 @@ bool read_map(struct reader *r, const struct at *at, const struct doc_node *n,
             reader_note(r, &here, key, f->note);
     }
     for (size_t k = 0; fields[k].name; k++)
-        if (fields[k].required && !(seen >> k & 1))
+        if (fields[k].required && !(seen >> k & 1) && !is_misspelt(r, n, fields, fields[k].name))
             read_problem(r, at, n, "`%s` is missing%s%s", fields[k].name,
                          fields[k].accepts ? ": " : "", fields[k].accepts ? fields[k].accepts : "");
     return true;

@@ -129,5 +129,8 @@ const struct doc_node *doc_child(const struct doc_node *map, const char *key);
 
 /* The name in the table that was probably meant, or NULL. */
 const char *nearest_name(const char *given, const struct field *fields);
+/* A key of @map is no field, and @name was probably meant: who misses that field has been told. */
+bool is_misspelt(const struct reader *r, const struct doc_node *map, const struct field *fields,
+                 const char *name);
 /* The same among @words, which end with NULL. */
 const char *nearest_word(const char *given, const char *const *words);
