@@ -66,6 +66,7 @@ void build_release(struct build *b)
     base_image_release(&b->base);
     cache_key_release(&b->base_key);
     contents_release(b);
+    json_decref(b->locked);
     for (size_t i = 0; i < b->n_layers; i++) {
         cache_key_release(&b->layers[i].key);
         if (b->layers[i].have_diff)

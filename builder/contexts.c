@@ -68,9 +68,12 @@ static struct contents *contents_new(const struct workload_config *c)
 
 /* ---- one content, into a pack ---- */
 
-static int pack_context(const struct context_folder *f, const struct context_source *s,
-                        struct pack *p, struct content *c, struct cb_error *err)
+static int pack_context(struct build *b, const struct context_folder *f,
+                        const struct context_source *s, struct pack *p, struct content *c,
+                        struct cb_error *err)
 {
+    if (s->git)
+        return content_git_pack(b, s, c, p, err);
     struct context_place place = {.folder = s->dst[strlen(s->dst) - 1] == '/'};
     int rc = context_pack(f, s->src, p, &place, err);
     c->folder = place.folder;
@@ -101,11 +104,11 @@ struct origin {
 };
 
 /* Packs what @o names; @fd: where to, -1: only to know it. */
-static int pack_origin(const struct context_folder *f, const struct origin *o, int fd,
-                       struct content *c, struct cb_error *err)
+static int pack_origin(struct build *b, const struct context_folder *f, const struct origin *o,
+                       int fd, struct content *c, struct cb_error *err)
 {
     struct pack *p = pack_new(fd);
-    int rc = o->source ? pack_context(f, o->source, p, c, err)
+    int rc = o->source ? pack_context(b, f, o->source, p, c, err)
                        : pack_copy(f, &o->layer->init_commands.v[o->command], p, c, err);
     if (rc >= 0)
         rc = pack_end(p, &c->sum, err);
@@ -121,11 +124,11 @@ static int pack_origin(const struct context_folder *f, const struct origin *o, i
 
 /* ---- all of them ---- */
 
-/* Calls @fn for everything that layers from @first on take from the config's folder. */
-static int for_each_file_content(struct build *b, size_t first,
-                                 int (*fn)(struct build *b, const struct origin *o,
-                                           struct content *c, void *arg, struct cb_error *err),
-                                 void *arg, struct cb_error *err)
+/* Calls @fn for everything that layers from @first on take. */
+static int for_each_content(struct build *b, size_t first,
+                            int (*fn)(struct build *b, const struct origin *o, struct content *c,
+                                      void *arg, struct cb_error *err),
+                            void *arg, struct cb_error *err)
 {
     int rc = 0;
     for (size_t i = first; i < b->contents->n; i++) {
@@ -134,8 +137,7 @@ static int for_each_file_content(struct build *b, size_t first,
         struct origin o = {.layer = l};
         for (size_t k = 0; rc >= 0 && k < l->n_context; k++) {
             o.source = &l->context[k];
-            if (o.source->src)
-                rc = fn(b, &o, &mine->context[k], arg, err);
+            rc = fn(b, &o, &mine->context[k], arg, err);
         }
         o.source = NULL;
         for (size_t k = 0; rc >= 0 && k < l->init_commands.n; k++) {
@@ -148,9 +150,10 @@ static int for_each_file_content(struct build *b, size_t first,
 }
 
 /* Opened by the first content that needs it. */
-static int folder_of(struct build *b, struct context_folder *f, struct cb_error *err)
+static int folder_of(struct build *b, const struct origin *o, struct context_folder *f,
+                     struct cb_error *err)
 {
-    if (f->fd >= 0)
+    if (f->fd >= 0 || (o->source && o->source->git))
         return 0;
     if (!b->o->base_dir)
         return cb_fail(err, CB_E_CONFIG,
@@ -163,17 +166,20 @@ static char *title_of(const struct origin *o)
 {
     if (!o->source)
         return command_title(&o->layer->init_commands.v[o->command]);
-    return cb_xasprintf("context %s -> %s", o->source->src, o->source->dst);
+    return cb_xasprintf("context %s -> %s", o->source->src ? o->source->src : o->source->git,
+                        o->source->dst);
 }
 
 static int learn(struct build *b, const struct origin *o, struct content *c, void *arg,
                  struct cb_error *err)
 {
     struct context_folder *f = arg;
-    int rc = folder_of(b, f, err);
-    if (rc >= 0)
-        rc = pack_origin(f, o, -1, c, err);
-    if (rc < 0)
+    int rc = folder_of(b, o, f, err);
+    if (rc >= 0 && o->source && o->source->git)
+        rc = content_git_learn(b, o->layer, o->source, c, err);
+    else if (rc >= 0)
+        rc = pack_origin(b, f, o, -1, c, err);
+    if (rc < 0 || !c->known)
         return rc;
     char digest[CB_DIGEST_LEN + 1], size[32];
     cb_digest_text(&c->sum.digest, digest);
@@ -188,7 +194,7 @@ int contents_resolve(struct build *b, struct cb_error *err)
 {
     struct context_folder f = {.fd = -1};
     b->contents = contents_new(b->c);
-    int rc = for_each_file_content(b, 0, learn, &f, err);
+    int rc = for_each_content(b, 0, learn, &f, err);
     context_folder_close(&f);
     for (size_t i = 0; rc >= 0 && i < b->contents->n; i++) {
         struct of_layer *l = &b->contents->layers[i];
@@ -198,6 +204,14 @@ int contents_resolve(struct build *b, struct cb_error *err)
             l->copied_digests[k] = l->copied[k].sum.digest;
     }
     return rc;
+}
+
+bool contents_known(const struct build *b, size_t i)
+{
+    for (size_t k = 0; k < b->contents->layers[i].n_context; k++)
+        if (!b->contents->layers[i].context[k].known)
+            return false;
+    return true;
 }
 
 void contents_of_layer(struct build *b, size_t i, struct layer_contents *in)
@@ -215,14 +229,15 @@ static int keep(struct build *b, const struct origin *o, struct content *c, void
                 struct cb_error *err)
 {
     struct keeping *k = arg;
-    struct content now = {0};
+    struct content now = {.known = false};
     CB_AUTO_FREE char *path = cb_xasprintf("%s/content-%zu", b->o->work_dir, k->n++);
     CB_AUTO_FD fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0)
         return cb_fail_sys(err, errno, "make %s", path);
-    int rc = folder_of(b, &k->folder, err);
+    int rc = folder_of(b, o, &k->folder, err);
+    memcpy(now.commit, c->commit, sizeof(now.commit));
     if (rc >= 0)
-        rc = pack_origin(&k->folder, o, fd, &now, err);
+        rc = pack_origin(b, &k->folder, o, fd, &now, err);
     if (rc < 0)
         return rc;
     if (!cb_digest_eq(&now.sum.digest, &c->sum.digest)) {
@@ -238,12 +253,38 @@ static int keep(struct build *b, const struct origin *o, struct content *c, void
 int contents_keep(struct build *b, size_t first, struct cb_error *err)
 {
     struct keeping k = {.folder = {.fd = -1}};
-    int rc = for_each_file_content(b, first, keep, &k, err);
+    int rc = for_each_content(b, first, keep, &k, err);
     context_folder_close(&k.folder);
     return rc;
 }
 
 /* ---- in a plan ---- */
+
+size_t contents_count_git(const struct build *b)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < b->c->n_layers; i++)
+        for (size_t k = 0; k < b->c->layers[i].n_context; k++)
+            n += b->c->layers[i].context[k].git != NULL;
+    return n;
+}
+
+json_t *contents_lock(const struct build *b)
+{
+    json_t *out = json_array();
+    for (size_t i = 0; i < b->c->n_layers; i++) {
+        const struct layer *l = &b->c->layers[i];
+        for (size_t k = 0; k < l->n_context; k++) {
+            const char *commit = b->contents->layers[i].context[k].commit;
+            if (l->context[k].git)
+                (void)json_array_append_new(out, json_pack("{s:s, s:s, s:s?, s:s?}", "layer",
+                                                           l->name, "git", l->context[k].git, "ref",
+                                                           l->context[k].ref, "commit",
+                                                           commit[0] ? commit : NULL));
+        }
+    }
+    return out;
+}
 
 static json_t *content_json(const struct content *c)
 {

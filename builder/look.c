@@ -2,15 +2,12 @@
 #include "builder/build_private.h"
 #include "builder/contexts.h"
 #include "builder/explain.h"
-#include "builder/git_ref.h"
 
 #include "support/cleanup.h"
 #include "support/mem.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-#define GIT_TIMEOUT_MS 20000
 
 static void put_digest(json_t *o, const char *key, const struct cb_digest *d, bool known)
 {
@@ -57,7 +54,7 @@ static json_t *layers_json(const struct build *b, bool explain)
         const struct build_layer *l = &b->layers[i];
         json_t *o = json_pack("{s:s}", "name", l->declared->name);
         put_digest(o, "declared", &declared[i + 1], true);
-        put_digest(o, "key", &l->key.digest, b->have_base);
+        put_digest(o, "key", &l->key.digest, l->key.inputs != NULL);
         (void)json_object_set_new(o, "cached", json_boolean(l->cached));
         (void)json_object_set_new(o, "commands",
                                   json_integer((json_int_t)layer_steps(l->declared)));
@@ -68,8 +65,9 @@ static json_t *layers_json(const struct build *b, bool explain)
             (void)json_object_set(o, "copies", copies);
         json_decref(copies);
         if (explain && !l->cached) {
-            CB_AUTO_FREE char *why = b->have_base || b->o->clean
-                                         ? plan_why(b, i, last, now)
+            CB_AUTO_FREE char *why = l->key.inputs || b->o->clean ? plan_why(b, i, last, now)
+                                     : b->have_base
+                                         ? cb_xstrdup("what comes from git is not known yet")
                                          : cb_xstrdup("its base image is not known yet");
             (void)json_object_set_new(o, "why", json_string(why));
         }
@@ -78,36 +76,12 @@ static json_t *layers_json(const struct build *b, bool explain)
     return out;
 }
 
-/* One git source with the commit that its ref means now; null, and a word why, when that cannot be
- * learned. */
-static json_t *git_json(struct build *b, const struct layer *l, const struct context_source *s)
-{
-    char commit[GIT_COMMIT_LEN + 1] = "";
-    CB_AUTO_ERROR why = CB_ERROR_INIT;
-    if (b->o->pull == PULL_NEVER)
-        cb_fail(&why, CB_E_NOTFOUND, "%s: nobody may be asked (--pull never)", s->git);
-    else
-        (void)git_ref_resolve(b->settings, s->git, s->ref, GIT_TIMEOUT_MS, commit, &why);
-    if (!commit[0])
-        cb_strv_addf(&b->unknown, "layer %s: the commit of %s: %s", l->name,
-                     s->ref ? s->ref : "HEAD", why.msg);
-    return json_pack("{s:s, s:s, s:s?, s:s?}", "layer", l->name, "git", s->git, "ref", s->ref,
-                     "commit", commit[0] ? commit : NULL);
-}
-
-static json_t *lock_of(struct build *b)
+static json_t *lock_of(const struct build *b)
 {
     json_t *o = build_lock(b);
     if (!b->have_base)
         (void)json_object_set_new(o, "manifest", json_null());
-    json_t *git = json_array();
-    for (size_t i = 0; i < b->c->n_layers; i++) {
-        const struct layer *l = &b->c->layers[i];
-        for (size_t j = 0; j < l->n_context; j++)
-            if (l->context[j].git)
-                (void)json_array_append_new(git, git_json(b, l, &l->context[j]));
-    }
-    (void)json_object_set_new(o, "git", git);
+    (void)json_object_set_new(o, "git", contents_lock(b));
     return o;
 }
 

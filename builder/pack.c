@@ -68,21 +68,30 @@ static int put(struct pack *p, enum frame_tag tag, const void *a, size_t n, cons
     return cb_buf_add(&p->out, c, k);
 }
 
-int pack_entry(struct pack *p, const struct frame_entry *e, struct cb_error *err)
+static int check_entry(struct pack *p, const struct frame_entry *e, struct cb_error *err)
 {
-    uint8_t head[FRAME_ENTRY_HEAD];
-    CB_AUTO_FREE char *shown = pack_shown(e->path);
     if (p->left)
-        return cb_fail(err, CB_E_BUG, "%s: the file before it is not whole", shown);
+        return cb_fail(err, CB_E_BUG, "the file before it is not whole");
     if (!frame_path_clean(e->path, e->path_len))
-        return cb_fail(err, CB_E_CONFIG, "%s: a path that is too long, or no path", shown);
+        return cb_fail(err, CB_E_CONFIG, "a path that is too long, or no path");
     if (e->kind == ENTRY_LINK && (!e->target_len || e->target_len > FRAME_PATH_MAX))
-        return cb_fail(err, CB_E_CONFIG, "%s: a link whose target is too long", shown);
-    if (++p->sum.entries > PACK_ENTRIES_MAX)
+        return cb_fail(err, CB_E_CONFIG, "a link whose target is empty or too long");
+    if (p->sum.entries == PACK_ENTRIES_MAX)
         return cb_fail(err, CB_E_LIMIT, "more than %d files", PACK_ENTRIES_MAX);
     if (e->size > PACK_BYTES_MAX - p->sum.bytes)
         return cb_fail(err, CB_E_LIMIT, "more than %llu GiB of files",
                        (unsigned long long)(PACK_BYTES_MAX >> 30));
+    return 0;
+}
+
+int pack_entry(struct pack *p, const struct frame_entry *e, struct cb_error *err)
+{
+    uint8_t head[FRAME_ENTRY_HEAD];
+    if (check_entry(p, e, err) < 0) {
+        CB_AUTO_FREE char *shown = pack_shown(e->path);
+        return cb_wrap(err, "%s", shown);
+    }
+    p->sum.entries++;
     p->sum.bytes += e->size;
     p->left = e->size;
     struct frame_entry timeless = *e;

@@ -99,6 +99,7 @@ static int resolve_by_lock(struct build *b, struct cb_error *err)
         rc = image_resolve_locked(b->store, b->settings, b->base_source, &m->base_digest, ARCH,
                                   b->o->pull, &b->em.progress, &b->base, err);
         b->locked_by = m->version;
+        b->locked = m->lock ? json_loads(m->lock, 0, NULL) : NULL;
     }
     template_manifest_free(m);
     return rc;
@@ -286,6 +287,8 @@ static int find_cached(struct build *b, struct cb_error *err)
     for (size_t i = 0; i < b->n_layers; i++) {
         struct build_layer *l = &b->layers[i];
         struct layer_contents in;
+        if (!contents_known(b, i))
+            return 0; /* then nothing of it and above is */
         contents_of_layer(b, i, &in);
         keys_cache_layer(b->c, l->declared, &in, parent, &l->key);
         parent = &l->key.digest;
@@ -304,6 +307,8 @@ json_t *build_lock(const struct build *b)
     if (o && b->base.template_version)
         (void)json_object_set_new(o, "template_version",
                                   json_integer((json_int_t)b->base.template_version));
+    if (o && contents_count_git(b))
+        (void)json_object_set_new(o, "git", contents_lock(b));
     return o;
 }
 
@@ -330,9 +335,11 @@ static int find_published(struct build *b, struct cb_error *err)
 /* How many steps build_run() will begin. */
 static size_t count_steps(struct build *b)
 {
+    size_t resolved = 1 + contents_count_git(b);
     if (b->published)
-        return 1;                               /* resolve, which was before */
-    size_t total = b->o->no_boot_check ? 4 : 5; /* resolve, pull, flatten, boot check, publish */
+        return resolved; /* which was before */
+    /* pull, flatten, boot check, publish */
+    size_t total = resolved + (b->o->no_boot_check ? 3 : 4);
     size_t cached = 0;
     for (size_t i = 0; i < b->n_layers; i++) {
         const struct build_layer *l = &b->layers[i];
@@ -378,7 +385,8 @@ int build_plan(struct build *b, struct cb_error *err)
     if (rc < 0)
         return rc;
     b->size_bytes_asked = b->c->rootfs_size_gb * GIB;
-    if (!b->have_base || !b->have_kernel)
+    bool known = b->n_layers == 0 || b->layers[b->n_layers - 1].key.inputs;
+    if (!b->have_base || !b->have_kernel || !known)
         return 0;
     struct cb_digest last =
         b->n_layers ? b->layers[b->n_layers - 1].key.digest : b->base_key.digest;

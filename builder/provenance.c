@@ -1,6 +1,8 @@
 /* How a template was made, as a SLSA provenance v1 predicate. */
 #include "builder/documents.h"
 
+#include "builder/contexts.h"
+
 #include "layers/sbom.h"
 #include "support/cleanup.h"
 #include "support/clock.h"
@@ -119,6 +121,21 @@ char *documents_base_purl(const struct build *b)
     return image_purl(r->domain, r->path, r->tag, &b->base.manifest);
 }
 
+/* Repositories that layers take files from, by their commits. */
+static void add_repositories(json_t *list, const struct build *b)
+{
+    json_auto_t *git = contents_lock(b);
+    for (size_t i = 0; i < json_array_size(git); i++) {
+        json_t *o = json_array_get(git, i);
+        const char *ref = json_string_value(json_object_get(o, "ref"));
+        CB_AUTO_FREE char *uri = cb_xasprintf(
+            "git+%s@%s", json_string_value(json_object_get(o, "git")), ref ? ref : "HEAD");
+        (void)json_array_append_new(list,
+                                    json_pack("{s:s, s:s, s:{s:O}}", "name", "git", "uri", uri,
+                                              "digest", "gitCommit", json_object_get(o, "commit")));
+    }
+}
+
 static json_t *dependencies(const struct build *b)
 {
     json_t *list = json_array();
@@ -126,6 +143,7 @@ static json_t *dependencies(const struct build *b)
     add_dependency(list, "base image", purl ? purl : b->c->base_image, &b->base.manifest);
     add_dependency(list, "kernel", NULL, &b->kernel_digest);
     add_dependency(list, "agent", NULL, &b->agent);
+    add_repositories(list, b);
     return list;
 }
 

@@ -2,6 +2,7 @@
 #include "schemas/config_fields.h"
 
 #include "schemas/copy_args.h"
+#include "schemas/git_source.h"
 
 #include "support/cleanup.h"
 #include "support/mem.h"
@@ -140,24 +141,13 @@ bool read_inner_path(struct reader *r, const struct at *at, const struct doc_nod
 static bool read_git(struct reader *r, const struct at *at, const struct doc_node *n,
                      const struct field *f, void *to)
 {
-    static const char *const schemes[] = {"https://", "http://", "ssh://", "git://", "file:///"};
     const char *accepts = "a repository such as https://github.com/org/app.git or git@host:org/app";
     const char *text = read_text(r, at, n, accepts);
     if (!text)
         return false;
-    size_t scheme = 0;
-    for (size_t i = 0; i < sizeof(schemes) / sizeof(schemes[0]); i++)
-        if (strncmp(text, schemes[i], strlen(schemes[i])) == 0)
-            scheme = strlen(schemes[i]);
-    const char *host = text + scheme, *at_sign = strchr(host, '@'), *colon = strchr(host, ':');
-    size_t authority = strcspn(host, "/");
-    bool scp = !scheme && at_sign && colon && at_sign > text && at_sign < colon && colon[1];
-    bool ok = (scheme || scp) && *host && *text != '-';
-    for (const char *p = text; ok && *p; p++)
-        ok = isgraph((unsigned char)*p);
-    if (!ok)
+    if (!git_url_valid(text))
         return read_expected(r, at, n, accepts);
-    if (scheme && at_sign && colon && colon < at_sign && at_sign < host + authority) {
+    if (git_url_has_password(text)) {
         read_problem_private(r, at, n,
                              "a password in the URL would be stored with the build; use a secret");
         return false;
@@ -212,8 +202,6 @@ static bool read_context(struct reader *r, const struct at *at, const struct doc
         if (item->kind != DOC_MAP)
             continue;
         bool src = doc_child(item, "src"), git = doc_child(item, "git");
-        if (git)
-            reader_note(r, &here, item, "context from git");
         if (src && git)
             read_problem(r, &here, item, "either `src` or `git`, not both");
         else if (!src && !git)

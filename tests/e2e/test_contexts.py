@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import shutil
 import socket
+import subprocess
 
 from harness import E2E
 
@@ -157,3 +159,161 @@ class FilesContainer(Files, E2E):
 class FilesVm(Files, E2E):
     builder = "vm"
     test_2_what_rebuilds = None  # the same code on the host
+
+
+class Repository:
+    """A git repository of one test."""
+
+    def __init__(self, path):
+        self.path = path
+        path.mkdir()
+        self.git("init", "-q", "-b", "main")
+        self.git("config", "user.email", "a@example.com")
+        self.git("config", "user.name", "a")
+
+    @property
+    def url(self):
+        return f"file://{self.path}"
+
+    def git(self, *words):
+        env = os.environ | {"GIT_COMMITTER_DATE": "1700000000 +0000", "GIT_AUTHOR_DATE": "1700000000 +0000"}
+        return subprocess.run(["git", "-C", self.path, "-c", "protocol.file.allow=always", *map(str, words)], env=env,
+                              check=True, capture_output=True, text=True).stdout.strip()
+
+    def commit(self, message, **files):
+        for name, content in files.items():
+            path = self.path / name.replace("__", "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        self.git("add", "-A")
+        self.git("commit", "-q", "-m", message)
+        return self.git("rev-parse", "HEAD")
+
+
+class Git:
+    builder = None
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        inner = Repository(cls.folder / "inner")
+        inner.commit("i", data="inner\n")
+        lib = Repository(cls.folder / "lib")
+        lib.git("submodule", "add", "-q", "../inner", "nested")
+        cls.lib_commit = lib.commit("l", lib__code="old lib\n")
+        cls.repo = Repository(cls.folder / "repo")
+        (cls.repo.path / "run").write_text("#!/bin/sh\n")
+        (cls.repo.path / "run").chmod(0o755)
+        (cls.repo.path / "link").symlink_to("/etc/passwd")
+        cls.repo.git("submodule", "add", "-q", "../lib", "sub/lib")
+        cls.first = cls.repo.commit("one", docs__a="first a\n", docs__deep__b="b\n", top="top\n")
+        lib.commit("l2", lib__code="new lib\n")
+        cls.repo.git("tag", "-a", "-m", "t", "v1")
+        cls.second = cls.repo.commit("two", docs__a="second a\n")
+        cls.repo.git("branch", "side/way")
+
+    def config(self, *sources, name="git", commands=(SHOW,)):
+        path = self.folder / f"{name}.yaml"
+        layers = [{"name": "base", "init_commands": ["echo base"]},
+                  {"name": "src", "context": [{"git": self.repo.url, **s} for s in sources],
+                   "init_commands": list(commands)}]
+        path.write_text(json.dumps({"display_name": name, "base_image": "minimal-debian", "config": {"tier": "s"},
+                                    "layers": layers}))
+        return path
+
+    def build(self, config, *args):
+        return self.home.build(config, "--isolation", self.builder, "--no-boot-check", *args)
+
+    def test_1_what_comes(self):
+        sources = [{"dst": "/srv/main"}, {"ref": "v1", "path": "docs", "dst": "/srv/tag"},
+                   {"ref": self.first, "path": "docs/a", "dst": "/srv/one-file"},
+                   {"ref": "side/way", "path": "sub", "dst": "/srv/mod"}]
+        config = self.config(*sources, commands=[SHOW, "cat /srv/main/docs/a /srv/tag/a /srv/one-file /srv/mod/lib/lib/code; "
+                                                       "cat /srv/mod/lib/nested/data; stat -c %Y /srv/main/top"])
+        got = self.ok(self.build(config))
+        lines = got.output("src").splitlines()
+        for want in ["main/docs/a f 644 root:root ", "main/link l 777 root:root /etc/passwd", "tag/deep/b f 644 root:root ",
+                     "main/run f 755 root:root ", "main/sub/lib/nested/data f 644 root:root ", "one-file f 644 root:root "]:
+            self.assertIn(want, lines)
+        self.assertNotIn(".git ", got.output("src"))
+        at = lines.index("second a")
+        self.assertEqual(lines[at:], ["second a", "first a", "first a", "old lib", "inner", "1700000000"])
+        lock = self.home.manifest("git")["lock"]["git"]
+        self.assertEqual([g["commit"] for g in lock], [self.second, self.first, self.first, self.second])
+        provenance = json.loads(self.home.run("show", "git", "--provenance").out)
+        deps = provenance["predicate"]["buildDefinition"]["resolvedDependencies"][3:]
+        self.assertEqual({(d["uri"], d["digest"]["gitCommit"]) for d in deps},
+                         {(f"git+{self.repo.url}@{r}", c) for r, c in
+                          (("HEAD", self.second), ("v1", self.first), (self.first, self.first), ("side/way", self.second))})
+        self.assertEqual(self.ok(self.build(config)).commands_run(), [])
+        self.ok(self.home.run("verify"))
+
+
+class GitContainer(Git, E2E):
+    builder = "container"
+
+    def fetched(self, got):
+        return [n for n in got.notes.splitlines() if "fetched" in n]
+
+    def test_2_a_branch_that_moves(self):
+        config = self.config({"ref": "main", "path": "docs", "dst": "/srv/x"}, name="moves")
+        never = json.loads(self.home.run("plan", "--json", "--pull", "never", config).out)
+        self.assertIsNone(never["layers"][2]["key"])
+        self.assertRegex("\n".join(never["unknown"]), r"layer src: the commit of main: .*nobody may be asked")
+        self.ok(self.build(config))
+        # a change elsewhere in the repository: another commit, the same files
+        moved = self.repo.commit("three", top="other top\n")
+        plan = json.loads(self.home.run("plan", "--json", config).out)
+        self.assertEqual(plan["lock"]["git"][0]["commit"], moved)
+        self.assertRegex("\n".join(plan["unknown"]), rf"layer src: commit {moved} of .* was not fetched yet")
+        self.assertIsNone(plan["layers"][2]["key"])
+        self.assertIsNotNone(plan["layers"][1]["key"])
+        got = self.ok(self.build(config))
+        self.assertEqual(got.commands_run(), [])
+        self.assertRegex(self.fetched(got)[0], rf"commit {moved}, .* fetched")
+        # the files: the layer is made again, by its content
+        self.repo.commit("four", docs__a="fourth a\n")
+        got = self.ok(self.build(config))
+        self.assertEqual({layer for layer, _ in got.commands_run()}, {"src"})
+        self.assertIn("layer src is not reused: context 1 changed", got.notes)
+        # locked: what the version in use was made from
+        self.repo.commit("five", docs__a="fifth a\n")
+        got = self.ok(self.build(config, "--locked"))
+        self.assertEqual(got.commands_run(), [])
+        self.assertIn("nothing fetched", self.fetched(got)[0])
+
+    def test_3_the_second_fetch_brings_what_is_new(self):
+        big = Repository(self.folder / "big")
+        (big.path / "noise").write_bytes(os.urandom(3_000_000))
+        big.commit("b", one="1")
+        config = self.config({"git": big.url, "dst": "/srv/big"}, name="second", commands=["cat /srv/big/one"])
+        self.assertRegex(self.fetched(self.ok(self.build(config)))[0], r"2\.\d MiB fetched")
+        big.commit("c", one="2")
+        got = self.ok(self.build(config))
+        self.assertRegex(self.fetched(got)[0], r"\d+ B fetched|[0-9.]+ KiB fetched")
+        # gone: the commit that was last seen, which is here
+        shutil.move(big.path, big.path.with_name("gone"))
+        got = self.ok(self.build(config))
+        self.assertEqual(got.commands_run(), [])
+        self.assertIn("going on with commit", got.notes)
+        got = self.ok(self.build(config, "--pull", "never"))
+        self.assertNotIn("going on with commit", got.notes)
+
+    def test_4_refusals(self):
+        def fails(source, rc, text):
+            got = self.build(self.config({"dst": "/srv", **source}, name="bad"))
+            self.ends(got, rc)
+            self.assertRegex(got.error, text)
+        fails({"path": "nothing"}, 2, r"layer src: context: file://.*/repo: there is no nothing in commit [0-9a-f]{40}")
+        fails({"path": "sub/lib"}, 2, r"sub/lib is a submodule")
+        fails({"ref": "absent"}, 1, r'it has no branch or tag "absent"')
+        fails({"ref": "c" * 40}, 1, r"no branch or tag of it leads to commit cccc")
+        evil = Repository(self.folder / "evil")
+        evil.commit("e", x="1")
+        evil.git("update-index", "--add", "--cacheinfo", f"160000,{self.first},mod")
+        evil.git("commit", "-q", "-m", "f")
+        fails({"git": evil.url}, 1, r"mod: a submodule that \.gitmodules says nothing about")
+
+
+class GitVm(Git, E2E):
+    builder = "vm"

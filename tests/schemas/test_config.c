@@ -281,7 +281,6 @@ static void test_what_is_not_acted_on_is_named_once(void **state)
                                            "allowed_files",
                                            "refresh_commands",
                                            "refresh_interval",
-                                           "context from git",
                                            "path",
                                            "ttl",
                                            "session_max_age_seconds",
