@@ -62,6 +62,7 @@ void build_release(struct build *b)
     free(b->agent_path);
     kernel_release(&b->kernel);
     free(b->initramfs);
+    free(b->kernel_from);
     free(b->base_source);
     base_image_release(&b->base);
     cache_key_release(&b->base_key);

@@ -42,6 +42,7 @@ struct build {
     struct cb_digest kernel_digest;
     char *initramfs; /* path */
     struct cb_digest initramfs_digest;
+    char *kernel_from; /* with kernel: image, its path in the image, once that is made */
 
     char *base_source; /* base_image with an absolute path */
     struct base_image base;

@@ -30,6 +30,7 @@ static const struct input {
     {"boot_commands", "init_commands", "init command"},
     {"size_bytes", "size in bytes", NULL},
     {"kernel", "kernel", NULL},
+    {"kernel_from", "kernel", NULL},
     {"agent", "agent", NULL},
     {"initramfs", "initramfs", NULL},
 };

@@ -4,6 +4,7 @@
 #include "builder/documents.h"
 #include "builder/drives.h"
 #include "builder/image_init.h"
+#include "builder/image_kernel.h"
 #include "builder/state.h"
 
 #include "support/cleanup.h"
@@ -280,6 +281,33 @@ int build_image(struct build *b, struct image_fetching *f, struct cb_error *err)
     return 0;
 }
 
+static int digest_of(const char *path, struct cb_digest *out, struct cb_error *err)
+{
+    CB_AUTO_FD fd = open(path, O_RDONLY | O_CLOEXEC);
+    return fd < 0 ? cb_fail_sys(err, errno, "open %s", path) : cb_sha256_fd(fd, out, err);
+}
+
+/* With kernel: image, from here on the image's kernel is the template's. */
+static int take_kernel(struct build *b, struct cb_error *err)
+{
+    if (!b->c->kernel)
+        return 0;
+    struct image_kernel k = {0};
+    CB_AUTO_FREE char *dir = cb_xasprintf("%s/kernel", b->o->work_dir);
+    int rc = image_kernel_take(b->image_tmp, b->agent_path, dir, &k, err);
+    if (rc < 0)
+        return rc;
+    kernel_release(&b->kernel);
+    free(b->initramfs);
+    b->kernel = k.kernel;
+    b->initramfs = k.initramfs;
+    b->kernel_from = k.from;
+    emit_note(&b->em, "kernel %s is the image's %s", b->kernel.release, b->kernel_from);
+    if ((rc = digest_of(b->kernel.image, &b->kernel_digest, err)) == 0)
+        rc = digest_of(b->initramfs, &b->initramfs_digest, err);
+    return rc;
+}
+
 static int make_image(struct build *b, struct cb_error *err)
 {
     emit_step_start(&b->em, PHASE_FLATTEN, NULL, "flatten all layers into one ext4 image");
@@ -291,7 +319,8 @@ static int make_image(struct build *b, struct cb_error *err)
     cb_human_bytes(b->image.allocated, used, sizeof(used));
     emit_note(&b->em, "image: %s (%s on disk), %llu entries", size, used,
               (unsigned long long)b->image.entries);
-    if ((rc = image_init_check(b->image_tmp, b->c->init, err)) < 0)
+    if ((rc = image_init_check(b->image_tmp, b->c->init, err)) < 0 ||
+        (rc = take_kernel(b, err)) < 0)
         return rc;
     emit_step_end(&b->em, 0, NULL);
     return 0;
@@ -394,6 +423,7 @@ static void fill_manifest(const struct build *b, const struct store_chunks *chun
     m->kernel = b->kernel_digest;
     m->initramfs = b->initramfs_digest;
     m->kernel_release = cb_xstrdup(b->kernel.release);
+    m->kernel_from = cb_xstrdup0(b->kernel_from);
     m->cmdline = cb_xstrdup(TEMPLATE_CMDLINE);
     m->tier = b->c->tier;
     default_env(b, &m->default_env);

@@ -1,12 +1,11 @@
 #include "builder/deb.h"
 #include "builder/machine.h"
 #include "builder/modinfo.h"
+#include "builder/module_source.h"
 #include "support/cleanup.h"
 #include "support/file.h"
 #include "support/mem.h"
 
-#include <fcntl.h>
-#include <fts.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -47,6 +46,7 @@ struct module {
 };
 struct composer {
     const struct kernel *kernel;
+    const struct module_source *src; /* NULL: everything is built in */
     struct module_file *files;
     size_t n_files, cap_files;
     struct module mods[MODULES_MAX]; /* in load order */
@@ -86,40 +86,29 @@ static char *module_name(const char *file)
     return name;
 }
 
-static int index_modules(struct composer *c, struct cb_error *err)
+static int add_file(void *to, const char *path, struct cb_error *err)
 {
-    CB_AUTO_FREE char *root = cb_xstrdup(c->kernel->modules);
-    char *const roots[] = {root, NULL};
-    FTS *fts = fts_open(roots, FTS_PHYSICAL | FTS_NOCHDIR | FTS_NOSTAT, NULL);
-    if (!fts)
-        return cb_fail_sys(err, errno, "read %s", root);
-    int rc = 0;
-    for (FTSENT *e; rc == 0 && (e = fts_read(fts)) != NULL;) {
-        if (e->fts_info == FTS_DNR || e->fts_info == FTS_ERR)
-            rc = cb_fail_sys(err, e->fts_errno, "read %s", e->fts_path);
-        if (e->fts_info != FTS_F && e->fts_info != FTS_NSOK)
-            continue;
-        char *name = module_name(e->fts_name);
-        if (!name)
-            continue;
-        if (c->n_files == FILES_MAX) {
-            free(name);
-            rc = cb_fail(err, CB_E_LIMIT, "%s: more than %d modules", root, FILES_MAX);
-            break;
-        }
-        c->files = cb_xgrow(c->files, &c->cap_files, c->n_files, sizeof(*c->files));
-        c->files[c->n_files++] = (struct module_file){name, cb_xstrdup(e->fts_path)};
+    struct composer *c = to;
+    const char *slash = strrchr(path, '/');
+    char *name = module_name(slash ? slash + 1 : path);
+    if (!name)
+        return 0;
+    if (c->n_files == FILES_MAX) {
+        free(name);
+        return cb_fail(err, CB_E_LIMIT, "%s: more than %d modules", c->src->dir, FILES_MAX);
     }
-    (void)fts_close(fts);
-    return rc;
+    c->files = cb_xgrow(c->files, &c->cap_files, c->n_files, sizeof(*c->files));
+    c->files[c->n_files++] = (struct module_file){name, cb_xstrdup(path)};
+    return 0;
 }
 
 static int read_builtin(struct composer *c, struct cb_error *err)
 {
-    CB_AUTO_FREE char *path = cb_xasprintf("%s/modules.builtin", c->kernel->modules);
+    CB_AUTO_FREE char *path = cb_xasprintf("%s/modules.builtin", c->src->dir);
     CB_AUTO_BUF text = CB_BUF_INIT(BUILTIN_MAX);
     CB_AUTO_ERROR why = CB_ERROR_INIT;
-    int rc = cb_read_file(path, BUILTIN_MAX, &text, &why);
+    CB_AUTO_FD fd = module_source_open(c->src, path, BUILTIN_MAX, &why);
+    int rc = fd < 0 ? fd : cb_read_fd(fd, path, BUILTIN_MAX, &text, &why);
     if (rc < 0 && rc != -CB_E_NOTFOUND)
         return cb_error_move(err, &why);
     for (size_t i = 0; i < text.len; i++)
@@ -165,9 +154,9 @@ static int add_module(struct composer *c, const char *name, unsigned depth, stru
 static int add_module_file(struct composer *c, const struct module_file *f, unsigned depth,
                            struct cb_error *err)
 {
-    CB_AUTO_FD fd = open(f->path, O_RDONLY | O_CLOEXEC);
+    CB_AUTO_FD fd = module_source_open(c->src, f->path, MODULE_MAX, err);
     if (fd < 0)
-        return cb_fail_sys(err, errno, "read %s", f->path);
+        return fd;
     CB_AUTO_BUF data = CB_BUF_INIT(MODULE_MAX);
     CB_AUTO_STRV depends = {0};
     int rc = deb_decompress(fd, f->path, add_data, &data, err);
@@ -200,19 +189,26 @@ static int add_module(struct composer *c, const char *name, unsigned depth, stru
     return f ? add_module_file(c, f, depth, err) : 0;
 }
 
+static int lacks(const struct composer *c, const char *name, struct cb_error *err)
+{
+    bool of_image = c->src->im;
+    cb_fail(err, of_image ? CB_E_CONFIG : CB_E_ENV, "kernel %s has no %s, built in or as a module",
+            c->kernel->release, name);
+    return cb_hint(err, of_image ? "Install the whole of another kernel's package in a layer, or "
+                                   "leave `kernel` out."
+                                 : "Use another kernel, or leave out --kernel.");
+}
+
 static int collect(struct composer *c, struct cb_error *err)
 {
-    if (!c->kernel->modules)
+    if (!c->src)
         return 0;
-    int rc = index_modules(c, err);
+    int rc = module_source_each(c->src, add_file, c, err);
     if (rc == 0)
         rc = read_builtin(c, err);
     for (size_t i = 0; rc == 0 && i < sizeof(wanted) / sizeof(wanted[0]); i++) {
-        if (wanted[i].needed && !find_file(c, wanted[i].name) && !is_builtin(c, wanted[i].name)) {
-            cb_fail(err, CB_E_ENV, "kernel %s has no %s, built in or as a module",
-                    c->kernel->release, wanted[i].name);
-            return cb_hint(err, "Use another kernel, or leave out --kernel.");
-        }
+        if (wanted[i].needed && !find_file(c, wanted[i].name) && !is_builtin(c, wanted[i].name))
+            return lacks(c, wanted[i].name, err);
         rc = add_module(c, wanted[i].name, 0, err);
     }
     c->n_always = c->n_mods;
@@ -273,12 +269,20 @@ static void cpio_all(struct cpio *cpio, const struct composer *c, const struct c
 int initramfs_make(const struct kernel *k, const char *agent_path, const char *path,
                    struct cb_error *err)
 {
+    const struct module_source folder = {.dir = k->modules};
+    return initramfs_make_from(k, k->modules ? &folder : NULL, agent_path, path, err);
+}
+
+int initramfs_make_from(const struct kernel *k, const struct module_source *src,
+                        const char *agent_path, const char *path, struct cb_error *err)
+{
     CB_AUTO_BUF agent = CB_BUF_INIT(AGENT_MAX);
     int rc = cb_read_file(agent_path, AGENT_MAX, &agent, err);
     if (rc < 0)
         return cb_wrap(err, "read the agent");
     struct composer *c = cb_xcalloc(1, sizeof(*c));
     c->kernel = k;
+    c->src = src;
     cb_buf_init(&c->builtin, BUILTIN_MAX);
     struct cpio cpio = {.out = CB_BUF_INIT(INITRAMFS_MAX)};
     rc = collect(c, err);

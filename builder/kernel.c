@@ -1,3 +1,4 @@
+#include "builder/bzimage.h"
 #include "builder/deb.h"
 #include "builder/debian.h"
 #include "builder/fetch.h"
@@ -25,7 +26,6 @@
 
 enum {
     RELEASE_FILE_MAX = 4 << 20,
-    RELEASE_NAME_MAX = 64,
     GPGV_TIMEOUT_MS = 60000,
     CURRENT_MAX = 64 << 10,
     LOCK_POLL_MS = 100,
@@ -61,32 +61,6 @@ static void say(const struct getter *g, const char *fmt, ...)
     g->note(g->arg, text);
 }
 
-/* A release becomes a folder's name and a part of guest paths: plain characters only. */
-static bool good_release(const char *s)
-{
-    size_t n = strlen(s);
-    return n > 0 && n <= RELEASE_NAME_MAX && *s != '.' &&
-           strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.+-_~") == n;
-}
-
-/* The release that a bzImage says it is (Linux boot protocol: "HdrS" at 0x202, at 0x20e the place
- * of the version text less 0x200). */
-static bool read_release(int fd, char *text, size_t size)
-{
-    unsigned char head[0x210];
-    CB_AUTO_ERROR ignored = CB_ERROR_INIT;
-    if (cb_pread_all(fd, head, sizeof(head), 0, &ignored) < 0 ||
-        memcmp(head + 0x202, "HdrS", 4) != 0)
-        return false;
-    off_t at = head[0x20e] | head[0x20f] << 8;
-    ssize_t n = at ? pread(fd, text, size - 1, at + 0x200) : 0;
-    if (n <= 0)
-        return false;
-    text[n] = '\0';
-    text[strcspn(text, " \n")] = '\0';
-    return good_release(text);
-}
-
 static int image_release(const char *path, char **out, struct cb_error *err)
 {
     CB_AUTO_FD fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -94,8 +68,10 @@ static int image_release(const char *path, char **out, struct cb_error *err)
         cb_fail(err, CB_E_ENV, "no kernel to boot: %s: %s", path, strerror(errno));
         return cb_hint(err, "Give the path of a bzImage with --kernel, or leave it out.");
     }
-    char text[128] = "";
-    if (!read_release(fd, text, sizeof(text))) {
+    char text[KERNEL_RELEASE_MAX + 1];
+    CB_AUTO_FREE char *head = cb_xmalloc(BZIMAGE_HEAD);
+    ssize_t n = pread(fd, head, BZIMAGE_HEAD, 0);
+    if (n < 0 || !bzimage_release(head, (size_t)n, text)) {
         cb_fail(err, CB_E_ENV, "no kernel to boot: %s is not a Linux bzImage", path);
         return cb_hint(err,
                        "Give a compressed x86-64 kernel (bzImage, usually /boot/vmlinuz-...).");
@@ -143,7 +119,7 @@ static int pinned_kernel(const struct getter *g, struct kernel *out, struct cb_e
     CB_AUTO(json)
     root = json_loadb(text.data ? text.data : "", text.len, JSON_REJECT_DUPLICATES, NULL);
     const char *release = json_string_value(json_object_get(root, "release"));
-    if (!release || !good_release(release))
+    if (!release || !kernel_release_ok(release))
         return cb_fail(err, CB_E_NOTFOUND, "%s names no kernel", path);
     struct kernel k = {.image = cb_xasprintf("%s/%s/vmlinuz", g->dir, release),
                        .modules = cb_xasprintf("%s/%s/lib/modules/%s", g->dir, release, release),
@@ -294,7 +270,7 @@ static int publish(const struct getter *g, const struct debian_package *p, int d
                    struct cb_error *err)
 {
     CB_AUTO_FREE char *release = cb_xstrdup(p->name + strlen(KERNEL_PREFIX));
-    if (!good_release(release))
+    if (!kernel_release_ok(release))
         return cb_fail(err, CB_E_CORRUPT, "package list: %s is no kernel's name", p->name);
     CB_AUTO_FREE char *dir = cb_xasprintf("%s/kernel", g->tmp);
     CB_AUTO_FREE char *final = cb_xasprintf("%s/%s", g->dir, release);

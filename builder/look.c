@@ -100,10 +100,11 @@ static json_t *published_json(const struct build *b)
 
 static json_t *platform_json(const struct build *b)
 {
+    bool known = b->have_kernel && !b->c->kernel; /* the image's own is known when that is made */
     json_t *o = json_pack("{s:i, s:s?}", "version", PLATFORM_VERSION, "kernel_release",
-                          b->have_kernel ? b->kernel.release : NULL);
-    put_digest(o, "kernel", &b->kernel_digest, b->have_kernel);
-    put_digest(o, "initramfs", &b->initramfs_digest, b->have_kernel);
+                          known ? b->kernel.release : NULL);
+    put_digest(o, "kernel", &b->kernel_digest, known);
+    put_digest(o, "initramfs", &b->initramfs_digest, known);
     put_digest(o, "agent", &b->agent, true);
     return o;
 }

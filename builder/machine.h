@@ -173,3 +173,8 @@ void kernel_release(struct kernel *k);
  * Same inputs, same bytes. */
 int initramfs_make(const struct kernel *k, const char *agent_path, const char *path,
                    struct cb_error *err);
+/* The same with the modules of @src (NULL: none). Those of an image that lack one that guests need
+ * are -CB_E_CONFIG, others -CB_E_ENV. */
+struct module_source;
+int initramfs_make_from(const struct kernel *k, const struct module_source *src,
+                        const char *agent_path, const char *path, struct cb_error *err);

@@ -202,6 +202,8 @@ static int resolve_kernel(struct build *b, struct cb_error *err)
     if (b->look) {
         CB_AUTO_ERROR miss = CB_ERROR_INIT;
         rc = kernel_present(b->settings, &b->kernel, &miss);
+        if (rc == -(int)CB_E_NOTFOUND && b->c->kernel)
+            return 0; /* of builders alone: the image's own is in no key */
         if (rc == -(int)CB_E_NOTFOUND) {
             unknown(b, "kernel: not downloaded yet (a build does that); its digest, that of the "
                        "initramfs and the template key follow from that");
@@ -386,7 +388,7 @@ int build_plan(struct build *b, struct cb_error *err)
         return rc;
     b->size_bytes_asked = b->c->rootfs_size_gb * GIB;
     bool known = b->n_layers == 0 || b->layers[b->n_layers - 1].key.inputs;
-    if (!b->have_base || !b->have_kernel || !known)
+    if (!b->have_base || (!b->have_kernel && !b->c->kernel) || !known)
         return 0;
     struct cb_digest last =
         b->n_layers ? b->layers[b->n_layers - 1].key.digest : b->base_key.digest;

@@ -232,7 +232,8 @@ static void print_template(const struct template_manifest *m, const char *image_
     else if (m->n_chunks)
         printf("%-14s its file was dropped and is made from them when it is needed\n", "");
     print_drives(m);
-    printf("%-14s %s\n", "kernel", m->kernel_release);
+    printf("%-14s %s%s%s\n", "kernel", m->kernel_release, m->kernel_from ? ", the image's " : "",
+           m->kernel_from ? m->kernel_from : "");
     printf("%-14s %s\n", "command line", m->cmdline);
     printf("%-14s %s: %u vCPU, %u MiB\n", "tier", tier_name(m->tier), tier_vcpus(m->tier),
            tier_memory_mib(m->tier));

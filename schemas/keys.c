@@ -201,9 +201,11 @@ void keys_template(const struct workload_config *c, const struct template_inputs
         json_decref(of_layer);
     }
     put_digest(o, "last_cache", &in->last_cache);
-    put_digest(o, "kernel", &in->kernel);
     put_digest(o, "agent", &in->agent);
-    put_digest(o, "initramfs", &in->initramfs);
+    if (!c->kernel) { /* the image's own follows from its layers */
+        put_digest(o, "kernel", &in->kernel);
+        put_digest(o, "initramfs", &in->initramfs);
+    }
     (void)json_object_set_new(o, "platform_version", json_integer(PLATFORM_VERSION));
     (void)json_object_set_new(o, "size_bytes", json_integer((json_int_t)in->size_bytes_asked));
     if (c->workspace_size_gb)
@@ -218,7 +220,7 @@ void keys_template(const struct workload_config *c, const struct template_inputs
     json_put_text(o, "runner_user", c->runner_user);
     json_put_text(o, "init", c->init ? c->init : "agent");
     json_put_text(o, "snapshot", c->snapshot);
-    json_put_text(o, "kernel_from", c->kernel); /* `kernel` is the digest of the one in use */
+    json_put_text(o, "kernel_from", c->kernel); /* `kernel` is the digest of another */
     json_put(o, "drives", drives);
     hash_inputs(o, out);
 }

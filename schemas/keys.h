@@ -51,7 +51,7 @@ void keys_cache_task(const struct workload_config *c, const struct cb_digest *pa
 /* What the finished image depends on besides its layers. Borrowed. */
 struct template_inputs {
     struct cb_digest last_cache; /* the last layer's, or the task's */
-    struct cb_digest kernel;
+    struct cb_digest kernel;     /* with kernel: image, neither it nor the initramfs takes part */
     struct cb_digest agent;
     struct cb_digest initramfs; /* modules and init that the template boots with */
     uint64_t size_bytes_asked;  /* 0: smallest that fits */

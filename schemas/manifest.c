@@ -143,6 +143,7 @@ static const struct field manifest_fields[] = {
     F("image", "chunk_map", KIND_DIGEST, 0, chunk_map),
     F("kernel", "digest", KIND_DIGEST, REQUIRED, kernel),
     F("kernel", "release", KIND_STR, 0, kernel_release),
+    F("kernel", "from", KIND_STR, 0, kernel_from),
     F("kernel", "cmdline", KIND_STR, 0, cmdline),
     F("kernel", "initramfs", KIND_DIGEST, REQUIRED, initramfs),
     F("kernel", "modules", KIND_DIGEST, 0, modules),

@@ -104,6 +104,7 @@ struct template_manifest {
     struct cb_digest initramfs;
     struct cb_digest modules; /* read-only disk for /lib/modules, all zero when absent */
     char *kernel_release;
+    char *kernel_from; /* its path in the image, or NULL: it came from elsewhere */
     char *cmdline;
     enum tier tier;
     struct config_pairs default_env;

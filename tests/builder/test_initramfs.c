@@ -1,3 +1,4 @@
+#include "builder/module_build.h"
 #include "check.h"
 
 #include "builder/machine.h"
@@ -7,31 +8,6 @@
 #include <archive_entry.h>
 #include <elf.h>
 #include <sys/stat.h>
-
-/* Writes an ELF object with a .modinfo section that says "depends=@depends". */
-static size_t make_module(const char *depends, unsigned char *out)
-{
-    static const char names[] = "\0.shstrtab\0.modinfo";
-    char info[256];
-    int len = snprintf(info, sizeof(info), "license=GPL%cdepends=%s%cname=x", 0, depends, 0) + 1;
-    Elf64_Ehdr h = {.e_ident = {0x7f, 'E', 'L', 'F', ELFCLASS64, ELFDATA2LSB, EV_CURRENT},
-                    .e_type = ET_REL,
-                    .e_machine = EM_X86_64,
-                    .e_shoff = sizeof(h),
-                    .e_shentsize = sizeof(Elf64_Shdr),
-                    .e_shnum = 3,
-                    .e_shstrndx = 1};
-    size_t names_at = sizeof(h) + 3 * sizeof(Elf64_Shdr), info_at = names_at + sizeof(names);
-    Elf64_Shdr s[3] = {
-        {0},
-        {.sh_name = 1, .sh_type = SHT_STRTAB, .sh_offset = names_at, .sh_size = sizeof(names)},
-        {.sh_name = 11, .sh_type = SHT_PROGBITS, .sh_offset = info_at, .sh_size = (size_t)len}};
-    memcpy(out, &h, sizeof(h));
-    memcpy(out + sizeof(h), s, sizeof(s));
-    memcpy(out + names_at, names, sizeof(names));
-    memcpy(out + info_at, info, (size_t)len);
-    return info_at + (size_t)len;
-}
 
 static void write_file(const char *dir, const char *name, const void *p, size_t n)
 {

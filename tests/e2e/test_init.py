@@ -1,6 +1,9 @@
-"""An image whose own init is process 1, with the agent as a service of it. Booting is a virtual machine's in either
-builder: so this is in one."""
+"""What boots an image: its own init as process 1, with the agent as a service of it; its own kernel. Booting is a virtual
+machine's in either builder: so this is in one."""
 
+import hashlib
+import json
+import shutil
 import unittest
 
 import harness
@@ -64,6 +67,71 @@ class Missing(E2E):
         self.ends(got, 2, r"init: systemd: the image has no /usr/lib/systemd/systemd", r"apt-get install .*systemd-sysv")
         self.assertNotIn("boot-check", got.phases_run())
         self.assertEqual(self.home.versions("nothing"), {})
+
+
+class Kernel(E2E):
+    """The harness's kernel under another name, in an image."""
+
+    def put(self, folder, modules=True):
+        """Writes boot/ and lib/modules/ there; the release and the digest of the kernel."""
+        release = json.loads((self.home.path / "kernels" / "current.json").read_text())["release"]
+        given = self.home.path / "kernels" / release
+        ours = release[:-2] + "zz"
+        image = bytearray((given / "vmlinuz").read_bytes())
+        at = int.from_bytes(image[0x20e:0x210], "little") + 0x200
+        self.assertEqual(image[at:at + len(release)].decode(), release)
+        image[at:at + len(ours)] = ours.encode()  # in its head alone: uname says what it said
+        (folder / "boot").mkdir(parents=True)
+        (folder / "boot" / f"vmlinuz-{ours}").write_bytes(image)
+        if modules:
+            below = ("arch/x86/crypto", "crypto", "drivers/block", "drivers/char", "drivers/net", "drivers/virtio", "fs", "lib")
+            for part in below:
+                if (given / "lib/modules" / release / "kernel" / part).exists():
+                    shutil.copytree(given / "lib/modules" / release / "kernel" / part,
+                                    folder / "lib/modules" / ours / "kernel" / part, ignore=shutil.ignore_patterns("ethernet"))
+            shutil.copy(given / "lib/modules" / release / "modules.builtin", folder / "lib/modules" / ours)
+        return ours, "sha256:" + hashlib.sha256(image).hexdigest()
+
+    def config(self, name, context):
+        layers = [{"name": "kernel", "init_commands": ["mkdir -p /lib/modules && cp -r /given/boot / && "
+                                                       "if [ -d /given/lib ]; then cp -r /given/lib/modules/* /lib/modules; fi"],
+                   "context": [{"src": context, "dst": "/given"}]}]
+        path = self.home.folder / f"{name}.yaml"
+        path.write_text(json.dumps({"display_name": name, "base_image": "minimal-debian", "layers": layers,
+                                    "config": {"tier": "s", "kernel": "image"}, "healthcheck": "true"}))
+        return path
+
+    def test_its_own_kernel_boots_it(self):
+        release, digest = self.put(self.home.folder / "whole")
+        config = self.config("own", "whole")
+        built = self.ok(self.home.build(config, "--isolation", "container"))
+        self.assertNotIn("without effect", built.notes)
+        self.assertIn(f"kernel {release} is the image's /boot/vmlinuz-{release}", built.notes)
+        self.assertIn("boot-check", built.phases_run())
+        kernel = self.home.manifest("own")["kernel"]
+        self.assertEqual((kernel["digest"], kernel["release"], kernel["from"]), (digest, release, f"/boot/vmlinuz-{release}"))
+        self.assertEqual(hashlib.sha256(self.home.blob(digest).read_bytes()).hexdigest(), digest[7:])
+        self.assertIn(f"the image's /boot/vmlinuz-{release}", self.ok(self.home.run("show", "own")).out)
+        with self.subTest("another kernel of builders changes nothing of it"):
+            other = self.home.folder / "other-vmlinuz"
+            shutil.copy(self.home.folder / "whole" / "boot" / f"vmlinuz-{release}", other)
+            again = self.ok(self.home.build(config, "--isolation", "container", "--kernel", other))
+            self.assertIn("nothing changed: own version 1 is up to date", again.notes)
+        with self.subTest("it is what is exported"):
+            out = self.home.folder / "out.ext4"
+            self.ok(self.home.run("export", "own", "--format", "ext4", "-o", out, "--with-kernel", self.home.folder / "out"))
+            self.assertEqual(hashlib.sha256((self.home.folder / "out" / "vmlinuz").read_bytes()).hexdigest(), digest[7:])
+
+    def test_what_is_missing_is_said_before_any_boot(self):
+        release, _ = self.put(self.home.folder / "bare", modules=False)
+        got = self.home.build(self.config("bare", "bare"), "--isolation", "container")
+        self.ends(got, 2, rf"kernel: image: /boot/vmlinuz-{release} is kernel {release}, and the image has no /lib/modules/{release}",
+                  "linux-image-amd64")
+        config = self.home.config("none", [], config={"tier": "s", "kernel": "image"})
+        got = self.home.build(config, "--isolation", "container")
+        self.ends(got, 2, r"kernel: image: the image has no kernel", "linux-image-amd64")
+        self.assertNotIn("boot-check", got.phases_run())
+        self.assertEqual(self.home.versions("none"), {})
 
 
 if __name__ == "__main__":

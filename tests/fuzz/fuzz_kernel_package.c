@@ -1,10 +1,12 @@
-/* What comes with a kernel: Debian's lists, and what modules say of themselves. */
+/* What comes with a kernel: Debian's lists, and what kernels and modules say of themselves. */
+#include "builder/bzimage.h"
 #include "builder/debian.h"
 #include "builder/modinfo.h"
 #include "support/cleanup.h"
 #include "support/mem.h"
 
 #include <stdint.h>
+#include <stdlib.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
@@ -13,6 +15,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     CB_AUTO_STRV depends = {0};
     (void)modinfo_depends(data, n, &depends, &err);
     cb_error_clear(&err);
+
+    char release[KERNEL_RELEASE_MAX + 1];
+    if (bzimage_release(data, n, release) && !kernel_release_ok(release))
+        abort();
 
     CB_AUTO_FREE char *text = cb_xstrndup((const char *)data, n);
     CB_AUTO_FREE char *codename = debian_release_field(text, "Codename");

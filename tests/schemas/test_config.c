@@ -289,7 +289,6 @@ static void test_what_is_not_acted_on_is_named_once(void **state)
                                            "memory_limit_mb",
                                            "auto_pause",
                                            "auth",
-                                           "kernel",
                                            "tenant_gcp_project",
                                            "tenant_gcp_zone",
                                            "tenant_network",

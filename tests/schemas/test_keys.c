@@ -342,6 +342,26 @@ static void test_template_inputs_count(void **state)
     config_free(c);
 }
 
+/* The image's own kernel follows from its layers: which one builders boot does not count. */
+static void test_the_kernel_of_an_image_is_in_its_layers(void **state)
+{
+    (void)state;
+    struct workload_config *c = parse("{\"base_image\":\"a\",\"config\":{\"kernel\":\"image\"}}");
+    struct template_inputs variants[4];
+    memset(variants, 0, sizeof(variants));
+    variants[1].kernel.b[0] = 1;
+    variants[2].initramfs.b[0] = 1;
+    variants[3].last_cache.b[0] = 1;
+    struct cache_key keys[4] = {0};
+    for (size_t i = 0; i < 4; i++) {
+        keys_template(c, &variants[i], &keys[i]);
+        assert_int_equal(cb_digest_eq(&keys[0].digest, &keys[i].digest), i < 3);
+    }
+    for (size_t i = 0; i < 4; i++)
+        cache_key_release(&keys[i]);
+    config_free(c);
+}
+
 static void cache_with(const struct workload_config *c, const struct layer_contents *in,
                        struct cb_digest *out)
 {
@@ -405,6 +425,7 @@ int main(void)
         cmocka_unit_test(test_a_task_counts),
         cmocka_unit_test(test_what_is_taken_from_outside_counts),
         cmocka_unit_test(test_template_inputs_count),
+        cmocka_unit_test(test_the_kernel_of_an_image_is_in_its_layers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -27,6 +27,7 @@ static void test_a_manifest_goes_round(void **state)
     assert_int_equal(m->n_chunks, 162);
     assert_int_equal(m->chunk_map.b[0], 0x99);
     assert_int_equal(m->kernel.b[0], 0x33);
+    assert_string_equal(m->kernel_from, "/boot/vmlinuz-6.1.0-18-amd64");
     assert_int_equal(m->tier, TIER_M);
     assert_int_equal(m->default_env.n, 2);
     assert_string_equal(m->boot.start_env.v[0].key, "MODE");
