@@ -80,6 +80,8 @@ int build_machine_done(int rc, struct cb_error *err);
 /* builder/plan.c: resolve everything that moves, compute all keys, see what is cached, say the
  * plan. */
 int build_plan(struct build *b, struct cb_error *err);
+/* Kernel, initramfs and agent, with their digests. */
+int build_platform(struct build *b, struct cb_error *err);
 /* What moving names were resolved to, for people and for the manifest. Owned. */
 json_t *build_lock(const struct build *b);
 /* What the keys were made from (builder/explain.h), now and in the last build (NULL: none that can

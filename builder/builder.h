@@ -50,6 +50,26 @@ void build_cancel(void);
  * build_cancel() lets the code that runs it return. */
 void build_machine_count(int change);
 
+/* shell: a shell in what the failed command of a build left: as its user, in its folder, with its
+ * environment, on a copy of its files that is thrown away. */
+struct shell_request {
+    const char *build_id;
+    const char *work_dir;
+    int input; /* what the shell reads: a terminal in raw mode, or commands */
+    /* The terminal's size; NULL: there is none. Asked again when @resized is readable. */
+    void (*size)(void *arg, unsigned *rows, unsigned *cols);
+    int resized;      /* emptied by the call; -1: none */
+    const char *term; /* the terminal's TERM, or NULL */
+    void (*output)(void *arg, int stream, const void *data, size_t len);
+    void (*note)(void *arg, const char *text);
+    void (*ready)(void *arg, const char *text); /* the shell starts next; where it is */
+    void *arg;
+};
+/* Returns the shell's exit code. -CB_E_NOTFOUND when no state of that build is kept. @c is the
+ * build's config. build_cancel() ends it. */
+int build_shell(const struct workload_config *c, struct settings *settings,
+                const struct shell_request *r, struct cb_error *err);
+
 /* boot: a published template on a throwaway overlay. */
 struct port_forward {
     uint16_t host, guest; /* host 0: any free port, said on stderr */

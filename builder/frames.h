@@ -11,7 +11,7 @@
  * bound what they take: FRAME_REQUEST_MAX towards the guest (a script or an environment may be
  * long), FRAME_REPLY_MAX towards the host. The host has one request open at a time; the guest
  * answers it with DONE, FAILED or the type's own answer, and may send OUTPUT, NOTE, PROBE and
- * HEARTBEAT meanwhile.
+ * HEARTBEAT meanwhile. INPUT alone comes while a request (SHELL) is open.
  *
  * This header is shared by a glibc and a musl program and needs libc alone. */
 #pragma once
@@ -27,6 +27,7 @@
 #define FRAME_REQUEST_MAX (256u << 10)
 #define FRAME_REPLY_MAX (64u << 10)
 #define FRAME_OUTPUT_MAX (32u << 10) /* bytes of output in one frame */
+#define FRAME_INPUT_MAX 4096u        /* bytes of input in one frame */
 #define FRAME_TEXT_MAX 4096u         /* a note or an error */
 #define FRAME_HEARTBEAT_MS 2000
 #define FRAME_NONCE_LEN 16u
@@ -51,6 +52,8 @@ enum frame_type {
     FRAME_COPY_DATA, /* their ENTRYs, the DATA of each behind it in any number of pieces, COPY_END
                       */
     FRAME_DRIVES = 33, /* DRIVE and DRIVE_PATH..., USER: the layer's next steps have them mounted */
+    FRAME_SHELL = 40,  /* as STEP, for a program that is given input; ROWS, COLS: on a terminal */
+    FRAME_INPUT = 41,  /* for it: DATA or END, or ROWS and COLS; TAKEN comes before the next one */
     FRAME_PARK = 44,   /* write everything to the disk and be silent: the machine is saved next */
     FRAME_RESUME = 45, /* to one that is parked: NONCE, TIME, ENTROPY; HELLO with NONCE answers */
     /* guest to host */
@@ -67,6 +70,7 @@ enum frame_type {
     FRAME_READY,        /* TEXT: how */
     FRAME_PROBE,        /* TEXT: what the last probe gave */
     FRAME_START_EXITED, /* EXIT, SIGNAL */
+    FRAME_TAKEN = 100,  /* the INPUT was handed on, or nobody reads it any more */
     FRAME_PARKED = 104, /* answers PARK, or comes in place of HELLO: silent until RESUME */
 };
 
@@ -114,6 +118,11 @@ enum frame_tag {
     TAG_DRIVE_PATH = 141,
     TAG_NONCE = 170,   /* FRAME_NONCE_LEN bytes */
     TAG_ENTROPY = 171, /* FRAME_ENTROPY_LEN bytes for the random number generator */
+    TAG_STACK = 190, /* SETUP: the scratch disk was used before, and has so many finished layers */
+    TAG_ROWS = 191,  /* of a terminal */
+    TAG_COLS = 192,
+    TAG_END = 193,  /* no input comes any more */
+    TAG_KEEP = 194, /* SHUTDOWN: with everything on the scratch disk, which is used again */
 };
 
 /* Why a request failed: who has to do something about it. */

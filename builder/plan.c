@@ -105,6 +105,18 @@ static int resolve_by_lock(struct build *b, struct cb_error *err)
     return rc;
 }
 
+/* A build that goes on has what it was resolved to when it began. */
+static int resolve_as_before(struct build *b, struct cb_error *err)
+{
+    json_auto_t *lock = json_loads(b->o->lock, JSON_REJECT_DUPLICATES, NULL);
+    const char *text = lock ? json_string_value(json_object_get(lock, "manifest")) : NULL;
+    struct cb_digest manifest;
+    if (!text || !cb_digest_parse(text, &manifest))
+        return cb_fail(err, CB_E_CORRUPT, "the lock of build %s is not one", b->o->resume);
+    return image_resolve_locked(b->store, b->settings, b->base_source, &manifest, ARCH, b->o->pull,
+                                &b->em.progress, &b->base, err);
+}
+
 static int resolve_now(struct build *b, struct cb_error *err)
 {
     const char *text = b->c->base_image;
@@ -162,7 +174,9 @@ static char *how_resolved(const struct build *b)
         (void)cb_buf_addf(&out, " (version %llu)", (unsigned long long)b->base.template_version);
     if (b->locked_by)
         (void)cb_buf_addf(&out, " (locked by version %llu)", (unsigned long long)b->locked_by);
-    if (b->base.from_lock)
+    if (b->o->lock)
+        (void)cb_buf_addf(&out, " (as in build %s)", b->o->resume);
+    else if (b->base.from_lock)
         (void)cb_buf_adds(&out, b->base.ref.kind == SOURCE_REGISTRY
                                     ? " (as last seen: the registry could not be asked)"
                                     : " (as last seen: it is not there any more)");
@@ -177,7 +191,9 @@ static int resolve_base(struct build *b, struct cb_error *err)
     int rc = place_base(b, err);
     if (rc < 0)
         return rc;
-    rc = b->o->locked ? resolve_by_lock(b, err) : resolve_now(b, err);
+    rc = b->o->lock     ? resolve_as_before(b, err)
+         : b->o->locked ? resolve_by_lock(b, err)
+                        : resolve_now(b, err);
     if (rc < 0)
         return rc;
     b->have_base = b->unknown.n == 0;
@@ -222,7 +238,7 @@ static int resolve_kernel(struct build *b, struct cb_error *err)
 
 /* Kernel, agent and initramfs are part of what is published, so their digests are part of its key.
  */
-static int resolve_platform(struct build *b, struct cb_error *err)
+int build_platform(struct build *b, struct cb_error *err)
 {
     int rc = agent_find(b->o->agent_path, &b->agent_path, err);
     if (rc >= 0)
@@ -379,7 +395,7 @@ int build_plan(struct build *b, struct cb_error *err)
 {
     int rc = resolve_base(b, err);
     if (rc >= 0)
-        rc = resolve_platform(b, err);
+        rc = build_platform(b, err);
     if (rc >= 0)
         rc = contents_resolve(b, err);
     if (rc >= 0)

@@ -1,5 +1,6 @@
 /* Brings every layer's diff about. A machine is started only when a layer is not cached; one
  * machine serves all that are missing. */
+#include "builder/after_failure.h"
 #include "builder/build_private.h"
 #include "builder/contexts.h"
 #include "builder/run_command.h"
@@ -218,7 +219,7 @@ static void command_env(const struct build *b, struct cb_strv *env)
         cb_strv_add(env, image->v[i]);
 }
 
-static int start_machine(struct talk *t, size_t first, const char *lower, struct cb_error *err)
+int talk_start(struct talk *t, size_t first, const char *lower, struct cb_error *err)
 {
     struct build *b = t->b;
     const struct machine_driver *driver = NULL;
@@ -227,9 +228,12 @@ static int start_machine(struct talk *t, size_t first, const char *lower, struct
         rc = build_choose_driver(b, &driver, err);
     if (rc < 0)
         return rc;
+    t->driver = driver->name;
     CB_AUTO_FREE char *scratch = cb_xasprintf("%s/scratch.ext4", b->o->work_dir);
     CB_AUTO_FREE char *output = cb_xasprintf("%s/output.raw", b->o->work_dir);
-    if ((rc = ext4_make_empty(scratch, scratch_bytes, "scratch", err)) < 0)
+    rc = t->kept ? kept_copy_scratch(b->settings->home, t->kept_id, scratch, err)
+                 : ext4_make_empty(scratch, scratch_bytes, "scratch", err);
+    if (rc < 0)
         return rc;
     if ((rc = make_sparse(output, output_bytes, &t->output_fd, err)) < 0)
         return rc;
@@ -258,9 +262,8 @@ static int start_machine(struct talk *t, size_t first, const char *lower, struct
         .note = on_note,
         .note_arg = b,
     };
-    struct session_callbacks cb = {.output = on_output, .note = on_note, .tick = on_tick, .arg = b};
     const struct saved_boot boot = {.kernel = b->kernel_digest, .initramfs = b->initramfs_digest};
-    rc = saved_start(b->settings, driver, &boot, &spec, &cb, &t->m, &t->s, err);
+    rc = saved_start(b->settings, driver, &boot, &spec, &t->cb, &t->m, &t->s, err);
     if (rc < 0)
         return t->m ? talk_explain(t, err) : rc;
     CB_AUTO_STRV env = {0};
@@ -273,6 +276,8 @@ static int start_machine(struct talk *t, size_t first, const char *lower, struct
         .runner_user = b->c->runner_user,
         .dns = t->m->dns[0] ? t->m->dns : NULL,
         .time_ms = strcmp(driver->name, "vm") == 0 ? cb_now_ms() : 0,
+        .scratch_used = t->kept != NULL,
+        .stack_layers = t->kept ? t->kept->layer - t->kept->first : 0,
     };
     rc = session_setup(t->s, &g, err);
     if (rc < 0)
@@ -319,21 +324,33 @@ static int take_diff(struct talk *t, struct build_layer *l, struct cb_error *err
     return 0;
 }
 
-static int run_layer(struct talk *t, struct build_layer *l, struct cb_error *err)
+/* @kept: it goes on from there, its files from outside and earlier commands are there; or NULL. */
+static int run_layer(struct talk *t, struct build_layer *l, const struct kept_state *kept,
+                     struct cb_error *err)
 {
+    size_t from = kept ? kept->command : 0;
     build_state_layer(&t->state, l->declared);
+    for (size_t i = 0; i < from; i++) {
+        CB_AUTO_FREE char *title = command_title(&l->declared->init_commands.v[i]);
+        build_state_command(&t->state, &l->declared->init_commands.v[i]);
+        emit_step_cached(&t->b->em, PHASE_RECIPE, l->declared->name, title);
+    }
     struct guest_layer g = {.name = l->declared->name};
     int rc = session_layer_begin(t->s, &g, err);
     if (rc < 0) {
         cb_wrap(err, "layer %s: begin", l->declared->name);
         return talk_explain(t, err);
     }
-    if ((rc = run_starts_again(t, l->declared, err)) < 0 || (rc = run_contexts(t, l, err)) < 0)
+    if ((rc = run_starts_again(t, l->declared, err)) < 0 ||
+        (!kept && (rc = run_contexts(t, l, err)) < 0))
         return rc;
     t->commands = &l->declared->init_commands;
-    for (size_t i = 0; i < t->commands->n; i++)
+    for (size_t i = from; i < t->commands->n; i++) {
+        t->at = (struct place){true, (size_t)(l - t->b->layers), i};
         if ((rc = run_command(t, l->declared, i, err)) < 0)
             return rc;
+        t->at.in_command = false;
+    }
     if ((rc = drives_fill(t, l->declared, err)) < 0)
         return rc;
     return take_diff(t, l, err);
@@ -347,21 +364,29 @@ static void say_cached(struct build *b, const struct layer *l, const struct comm
     }
 }
 
-static int run_missing(struct build *b, size_t first, struct cb_error *err)
+/* @kept: the first of them goes on from there; NULL: from its start. */
+static int run_missing(struct build *b, size_t first, const struct kept_state *kept,
+                       struct cb_error *err)
 {
-    CB_AUTO_FREE char *lower = NULL;
-    CB_AUTO_FD lower_fd = make_lower(b, first, &lower, err);
-    if (lower_fd < 0)
+    CB_AUTO_FREE char *lower = kept ? kept_file(b->settings->home, b->o->resume, KEPT_LOWER) : NULL;
+    CB_AUTO_FD lower_fd = kept ? -1 : make_lower(b, first, &lower, err);
+    if (lower_fd < 0 && !kept)
         return lower_fd;
     int rc = contents_keep(b, first, err);
     if (rc < 0)
         return rc;
-    struct talk t = {.b = b, .output_fd = -1};
+    struct talk t = {.b = b,
+                     .output_fd = -1,
+                     .cb = {.output = on_output, .note = on_note, .tick = on_tick, .arg = b},
+                     .first = kept ? kept->first : first,
+                     .kept = kept,
+                     .kept_id = b->o->resume};
     build_state_layers(&t.state, b->c, first);
     build_machine_count(1);
-    rc = start_machine(&t, first, lower, err);
+    rc = talk_start(&t, first, lower, err);
     for (size_t i = first; rc >= 0 && i < b->n_layers; i++)
-        rc = run_layer(&t, &b->layers[i], err);
+        rc = run_layer(&t, &b->layers[i], i == first ? kept : NULL, err);
+    bool keep = rc < 0 && after_failure_park(&t, rc);
     if (rc >= 0) {
         CB_AUTO_ERROR late =
             CB_ERROR_INIT; /* all diffs are safe: how it goes down is not our worry */
@@ -370,9 +395,13 @@ static int run_missing(struct build *b, size_t first, struct cb_error *err)
     session_free(t.s);
     build_state_release(&t.state);
     if (t.m)
-        t.m->driver->stop(t.m, rc >= 0 ? SHUTDOWN_MS : 0);
+        t.m->driver->stop(t.m, rc >= 0 || keep ? SHUTDOWN_MS : 0);
     drive_disks_release(&t.drives);
     cb_close(t.output_fd);
+    if (keep)
+        after_failure_keep(&t, lower);
+    else if (rc >= 0 && kept)
+        kept_remove(b->settings->home, b->o->resume);
     return build_machine_done(rc, err);
 }
 
@@ -411,5 +440,9 @@ int build_layers(struct build *b, struct cb_error *err)
             emit_note(&b->em, "all layers are cached: no command is run");
         return 0;
     }
-    return run_missing(b, first, err);
+    struct kept_state kept = {0};
+    bool goes_on = after_failure_find(b, first, &kept);
+    rc = run_missing(b, first, goes_on ? &kept : NULL, err);
+    kept_state_release(&kept);
+    return rc;
 }

@@ -190,6 +190,8 @@ int session_setup(struct session *s, const struct guest_setup *g, struct cb_erro
     frame_put_text(&o, TAG_OUTPUT, g->output_dev);
     if (g->time_ms > 0)
         frame_put_number(&o, TAG_TIME, (uint64_t)g->time_ms);
+    if (g->scratch_used)
+        frame_put_number(&o, TAG_STACK, g->stack_layers);
     int rc = sess_ask(s, &o, SETUP_MS * s->factor, err);
     return rc < 0 ? cb_wrap(err, "prepare the builder") : 0;
 }

@@ -66,6 +66,10 @@ struct guest_setup {
     const char *dns;         /* nameserver to write into resolv.conf, or NULL: leave it */
     int64_t time_ms;         /* the wall clock to set, 0: leave it */
     const char *lower_dev, *scratch_dev, *output_dev; /* NULL: the driver's usual places */
+    /* The scratch disk was used before, until session_shutdown_keeping(), and has @stack_layers
+     * finished layers; the layer that begins next goes on where it was. */
+    bool scratch_used;
+    uint64_t stack_layers;
 };
 int session_setup(struct session *s, const struct guest_setup *g, struct cb_error *err);
 
@@ -152,3 +156,19 @@ int session_exec_within(struct session *s, const char *const *argv, int64_t time
                         struct step_result *out, struct cb_error *err);
 /* Asks for sync, unmount and power-off; waits for the answer up to @timeout_ms. */
 int session_shutdown(struct session *s, int64_t timeout_ms, struct cb_error *err);
+/* The same in the middle of a layer, with everything on the scratch disk, to be used again
+ * (guest_setup.scratch_used). */
+int session_shutdown_keeping(struct session *s, struct cb_error *err);
+
+/* A command that is given input (builder/session_shell.c). What it writes is output of its step. */
+struct shell_io {
+    int input; /* readable: what it gets on its stdin, until the end of file */
+    /* With a terminal, its size at the moment; NULL: it gets a pipe. Asked again when @resized (a
+     * descriptor, -1: none) is readable, which the call reads empty. */
+    void (*size)(void *arg, unsigned *rows, unsigned *cols);
+    int resized;
+    void *arg;
+};
+/* Runs until the command ends. */
+int session_shell(struct session *s, const struct guest_step *st, const struct shell_io *io,
+                  struct step_result *out, struct cb_error *err);

@@ -9,8 +9,8 @@
 #define STEP_MARGIN_MS                                                                             \
     INT64_C(60000) /* the agent keeps the limit itself; we only when it does not */
 
-static int take_step_result(struct session *s, const struct reply *r, struct step_result *out,
-                            struct cb_error *err)
+int sess_step_result(struct session *s, const struct reply *r, struct step_result *out,
+                     struct cb_error *err)
 {
     uint64_t code = 0, sig = 0, timed_out = 0, elapsed = 0, cpu = 0, rss = 0;
     const struct number_field want[] = {
@@ -39,10 +39,10 @@ static int wait_step(struct session *s, int64_t timeout_ms, struct step_result *
 {
     struct reply r = {0};
     int rc = sess_expect(s, FRAME_STEP_DONE, timeout_ms, &r, err);
-    return rc < 0 ? rc : take_step_result(s, &r, out, err);
+    return rc < 0 ? rc : sess_step_result(s, &r, out, err);
 }
 
-static void put_step(struct frame_out *o, const struct guest_step *st)
+void sess_put_step(struct frame_out *o, const struct guest_step *st)
 {
     frame_put_text(o, TAG_SCRIPT, st->script);
     for (size_t i = 0; !st->script && st->argv && i < st->argv->n; i++)
@@ -60,7 +60,7 @@ int session_step(struct session *s, const struct guest_step *st, struct step_res
 {
     struct frame_out o;
     sess_begin(s, &o, FRAME_STEP, st->step);
-    put_step(&o, st);
+    sess_put_step(&o, st);
     if (st->timeout_ms > 0)
         frame_put_number(&o, TAG_TIMEOUT, (uint64_t)st->timeout_ms);
     s->step = st->step;
@@ -78,7 +78,7 @@ int session_start(struct session *s, const struct guest_step *st, int64_t wait_m
     struct frame_out o;
     struct reply r = {0};
     sess_begin(s, &o, FRAME_START, st->step);
-    put_step(&o, st);
+    sess_put_step(&o, st);
     frame_put_number(&o, TAG_WAIT, (uint64_t)wait_ms);
     s->step = st->step;
     int rc = sess_send(s, &o, err);
@@ -98,7 +98,7 @@ int session_start(struct session *s, const struct guest_step *st, int64_t wait_m
     }
     if (r.type != FRAME_STEP_DONE)
         return sess_untrusted(s, err, "an answer of the wrong kind");
-    return take_step_result(s, &r, out, err);
+    return sess_step_result(s, &r, out, err);
 }
 
 int session_try(struct session *s, struct cb_error *err)

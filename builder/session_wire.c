@@ -183,8 +183,10 @@ static int64_t min64(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-/* Waits until the stream has @events (POLLIN always counts) or a second has passed. */
-static int wait_stream(struct session *s, short events, int64_t deadline, struct cb_error *err)
+/* Waits until the stream has @events (POLLIN always counts), or one of @others is readable, which
+ * *@other says, or a second has passed. */
+static int wait_stream_or(struct session *s, short events, const int others[2], bool *other,
+                          int64_t deadline, struct cb_error *err)
 {
     if (canceled)
         return cb_fail(err, CB_E_CANCELED, "canceled");
@@ -203,28 +205,47 @@ static int wait_stream(struct session *s, short events, int64_t deadline, struct
             s->cb.tick(s->cb.arg);
     }
     int64_t wait = min64(min64(deadline, silent_at), s->ticked_at + TICK_MS) - now;
-    struct pollfd p[2] = {{.fd = s->fd, .events = (short)(events | POLLIN)},
-                          {.fd = atomic_load(&cancel_pipe[0]), .events = POLLIN}};
-    if (poll(p, 2, (int)(wait > 0 ? wait : 0)) < 0 && errno != EINTR)
+    struct pollfd p[4] = {{.fd = s->fd, .events = (short)(events | POLLIN)},
+                          {.fd = atomic_load(&cancel_pipe[0]), .events = POLLIN},
+                          {.fd = others[0], .events = POLLIN},
+                          {.fd = others[1], .events = POLLIN}};
+    if (poll(p, 4, (int)(wait > 0 ? wait : 0)) < 0 && errno != EINTR)
         return cb_fail_sys(err, errno, "poll");
     if (canceled)
         return cb_fail(err, CB_E_CANCELED, "canceled");
+    *other = p[2].revents || p[3].revents;
     return p[0].revents;
 }
 
-/* The next answer. It stays in the buffer until sess_pop(). */
-int sess_next(struct session *s, int64_t deadline, struct reply *r, struct cb_error *err)
+static int wait_stream(struct session *s, short events, int64_t deadline, struct cb_error *err)
 {
-    for (;;) {
+    static const int none[2] = {-1, -1};
+    bool other;
+    return wait_stream_or(s, events, none, &other, deadline, err);
+}
+
+int sess_next_or(struct session *s, const int fds[2], int64_t deadline, struct reply *r,
+                 struct cb_error *err)
+{
+    for (bool other = false; !other;) {
         int rc = work_off(s, r, err);
         if (rc != 0)
             return rc < 0 ? rc : 0;
-        rc = wait_stream(s, 0, deadline, err);
+        rc = wait_stream_or(s, 0, fds, &other, deadline, err);
         if (rc > 0)
             rc = read_some(s, err);
         if (rc < 0)
             return rc;
     }
+    return 1;
+}
+
+/* The next answer. It stays in the buffer until sess_pop(). */
+int sess_next(struct session *s, int64_t deadline, struct reply *r, struct cb_error *err)
+{
+    static const int none[2] = {-1, -1};
+    int rc = sess_next_or(s, none, deadline, r, err);
+    return rc < 0 ? rc : 0;
 }
 
 /* Writes a request, taking in what comes meanwhile: the guest may be waiting for us to read. */

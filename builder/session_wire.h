@@ -39,6 +39,9 @@ char *sess_text(const struct frame_field *f);
 /* The next answer, before @deadline (monotonic ms); what may come at any time is handled on the
  * way. It stays in the buffer until sess_pop(). */
 int sess_next(struct session *s, int64_t deadline, struct reply *r, struct cb_error *err);
+/* The same, or 1 when one of two descriptors (-1: none) became readable first. */
+int sess_next_or(struct session *s, const int fds[2], int64_t deadline, struct reply *r,
+                 struct cb_error *err);
 void sess_pop(struct session *s, const struct reply *r);
 /* Waits for an answer of type @want and leaves it at the front; FAILED becomes an error. */
 int sess_expect(struct session *s, enum frame_type want, int64_t timeout_ms, struct reply *r,
@@ -63,5 +66,9 @@ int sess_send(struct session *s, const struct frame_out *o, struct cb_error *err
 /* A request that DONE answers. */
 int sess_ask(struct session *s, const struct frame_out *o, int64_t timeout_ms,
              struct cb_error *err);
+/* A STEP's fields, and what STEP_DONE says of s->step (taken from the buffer). */
+void sess_put_step(struct frame_out *o, const struct guest_step *st);
+int sess_step_result(struct session *s, const struct reply *r, struct step_result *out,
+                     struct cb_error *err);
 /* Makes what session_cancel() writes to; once a process. */
 int sess_open_cancel(struct cb_error *err);

@@ -2,6 +2,8 @@
  */
 #include "cli/cli.h"
 
+#include "builder/sweep.h"
+
 #include "support/cleanup.h"
 #include "support/file.h"
 #include "support/mem.h"
@@ -17,6 +19,7 @@ struct view {
     struct queue *q;
     const char *id;
     const char *job; /* path of capsule-build-job */
+    const char *home;
     uint64_t seq;
 };
 
@@ -51,6 +54,11 @@ static int conclude(const struct view *v, const struct cli_args *a)
                 cli_put_text(stderr, render_hint(v->render), "");
             }
             fprintf(stderr, "\n  the whole log: capsule-build logs %s\n", r.id);
+            if (kept_is_there(v->home, r.id))
+                fprintf(stderr,
+                        "  look at what the command left: capsule-build shell %s\n"
+                        "  go on from that command: capsule-build resume %s\n",
+                        r.id, r.id);
         }
         break;
     case BUILD_QUEUED:
@@ -119,10 +127,6 @@ static int run_claimed(struct view *v, const struct cli_args *a, const struct se
 static int submit(const struct cli_args *a, struct settings *s, const struct workload_config *c,
                   struct queue *q)
 {
-    CB_AUTO_ERROR err = CB_ERROR_INIT;
-    CB_AUTO_FREE char *job = cli_job_program();
-    if (!job)
-        return EXIT_ENVIRONMENT;
     struct build_options o = {.force = a->force,
                               .clean = a->clean,
                               /* a built-in base is renewed by an explicit word alone */
@@ -133,8 +137,19 @@ static int submit(const struct cli_args *a, struct settings *s, const struct wor
                               .isolation = (enum isolation)isolation_from_name(s->isolation),
                               .pull = (enum pull_policy)pull_from_name(s->pull)};
     build_options_place(&o, c);
-    CB_AUTO_FREE char *options = build_options_dump(&o);
+    int rc = cli_run_build(a, s, c, q, &o);
     build_options_release(&o);
+    return rc;
+}
+
+int cli_run_build(const struct cli_args *a, struct settings *s, const struct workload_config *c,
+                  struct queue *q, const struct build_options *o)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    CB_AUTO_FREE char *job = cli_job_program();
+    if (!job)
+        return EXIT_ENVIRONMENT;
+    CB_AUTO_FREE char *options = build_options_dump(o);
     CB_AUTO_FREE char *config = config_dump(c);
     CB_AUTO_FREE char *name = config_name(c);
     struct build_spec spec = {
@@ -144,7 +159,11 @@ static int submit(const struct cli_args *a, struct settings *s, const struct wor
     bool existing = false;
     if (queue_enqueue(q, &spec, id, &existing, &err) < 0)
         return cli_fail(&err);
-    struct view v = {.render = render_new(a->progress, stdout, id), .q = q, .id = id, .job = job};
+    struct view v = {.render = render_new(a->progress, stdout, id),
+                     .q = q,
+                     .id = id,
+                     .job = job,
+                     .home = s->home};
     int rc;
     struct claim claim;
     CB_AUTO_FREE char *owner = queue_owner_self();

@@ -54,6 +54,8 @@ int cmd_run_job(struct cli_args *a);
 /* run-job when this program is not of the supervisor's build: tells it so. The exit status. */
 int run_job_refuse(const struct cb_error *why);
 int cmd_validate(struct cli_args *a);
+int cmd_resume(struct cli_args *a);
+int cmd_shell(struct cli_args *a);
 int cmd_plan(struct cli_args *a);
 int cmd_logs(struct cli_args *a);
 int cmd_builds(struct cli_args *a);
@@ -68,6 +70,11 @@ int cmd_df(struct cli_args *a);
 int cmd_verify(struct cli_args *a);
 int cmd_diff(struct cli_args *a);
 int cmd_show_sizes(struct cli_args *a);
+
+/* Enqueues a build of @c with @o, runs it and shows it, or attaches to the same one that runs. The
+ * exit status, after printing. */
+int cli_run_build(const struct cli_args *a, struct settings *s, const struct workload_config *c,
+                  struct queue *q, const struct build_options *o);
 
 /* show --sbom, --provenance, --verify-signature. The exit status, after printing. */
 int cli_show_documents(struct cli_args *a, struct store *store, const struct template_manifest *m);

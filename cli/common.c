@@ -228,8 +228,9 @@ void cli_clean_up_after_the_dead(const struct settings *s, struct queue *q)
     while (d && (e = readdir(d)) != NULL) {
         if (e->d_name[0] == '.')
             continue;
-        if (strncmp(e->d_name, "boot-", 5) == 0 ? is_of_dead(e->d_name, "boot-")
-                                                : is_over(q, e->d_name))
+        if (strncmp(e->d_name, "boot-", 5) == 0    ? is_of_dead(e->d_name, "boot-")
+            : strncmp(e->d_name, "shell-", 6) == 0 ? is_of_dead(e->d_name, "shell-")
+                                                   : is_over(q, e->d_name))
             sweep_one(s, e->d_name);
     }
     sweep_probes(s);

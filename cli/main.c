@@ -83,6 +83,13 @@ static const struct option build_options[] = {
     {"locked", no_argument, NULL, OPT_LOCKED},
     END_OPTIONS,
 };
+static const struct option resume_options[] = {
+    SETTINGS_OPTIONS,
+    {"isolation", required_argument, NULL, OPT_ISOLATION},
+    {"no-boot-check", no_argument, NULL, OPT_NO_BOOT_CHECK},
+    {"progress", required_argument, NULL, OPT_PROGRESS},
+    END_OPTIONS,
+};
 static const struct option plan_options[] = {
     SETTINGS_OPTIONS,
     {"isolation", required_argument, NULL, OPT_ISOLATION},
@@ -180,6 +187,10 @@ static const struct subcommand {
      "build FILE and publish it as a template (the default)"},
     {"validate", FRONT(cmd_validate), validate_options, 1, 1, "validate FILE",
      "check FILE, build nothing"},
+    {"shell", JOB(cmd_shell), settings_options, 1, 1, "shell BUILD",
+     "a shell in what the failed command of a build left"},
+    {"resume", FRONT(cmd_resume), resume_options, 1, 1, "resume BUILD",
+     "go on with a failed build, from the command that failed"},
     {"plan", JOB(cmd_plan), plan_options, 1, 1, "plan FILE [--explain]",
      "what building FILE would do, and why"},
     {"logs", FRONT(cmd_logs), logs_options, 0, 1, "logs [-f] [BUILD]",

@@ -56,14 +56,19 @@ static void print_kinds(const struct store_sum *v, bool all)
 
 /* -- gc -- */
 
-static void print_gc(const struct gc_report *r, const struct gc_options *o)
+static void print_gc(const struct gc_report *r, const struct gc_options *o,
+                     const struct kept_sum *failed)
 {
     char freed[32], after[32];
-    cb_human_bytes(r->before - r->after, freed, sizeof(freed));
-    cb_human_bytes(r->after, after, sizeof(after));
+    cb_human_bytes(r->before - r->after + failed->bytes, freed, sizeof(freed));
     for (size_t i = 0; i < r->versions.n; i++)
         printf("%s %s\n", o->dry_run ? "would remove" : "removed", r->versions.v[i]);
     print_kinds(r->removed, false);
+    cb_human_bytes(failed->bytes, after, sizeof(after));
+    if (failed->n)
+        printf("  %-38s %8llu %12s\n", "states of failed commands", (unsigned long long)failed->n,
+               after);
+    cb_human_bytes(r->after, after, sizeof(after));
     printf("%s %s; the store %s %s\n", o->dry_run ? "would free" : "freed", freed,
            o->dry_run ? "would take" : "takes", after);
 }
@@ -83,17 +88,22 @@ static int gc(struct cli_args *a, const struct settings *s, struct store *store)
         o.min_age_ms = o.partial_age_ms = a->min_age_s * 1000;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct gc_report r;
+    struct kept_sum failed;
+    const struct kept_limits limits = {s->keep_failed, s->keep_failed_gb * GIB,
+                                       a->min_age_s >= 0 ? a->min_age_s * 1000 : KEPT_AGE_MS};
+    kept_trim(s->home, &limits, a->dry_run, &failed);
     int rc = store_gc(store, &o, &r, &err) < 0 ? cli_fail(&err) : EXIT_DONE;
     if (rc == EXIT_DONE && a->json) {
         json_t *versions = json_array();
         for (size_t i = 0; i < r.versions.n; i++)
             json_array_append_new(versions, json_string(r.versions.v[i]));
-        print_json(json_pack("{s:b, s:I, s:I, s:I, s:o, s:o}", "dry_run", (int)o.dry_run,
-                             "bytes_before", (json_int_t)r.before, "bytes_after",
-                             (json_int_t)r.after, "bytes_over", (json_int_t)r.not_held, "removed",
-                             kinds_json(r.removed), "versions", versions));
+        print_json(json_pack(
+            "{s:b, s:I, s:I, s:I, s:{s:I, s:I}, s:o, s:o}", "dry_run", (int)o.dry_run,
+            "bytes_before", (json_int_t)r.before, "bytes_after", (json_int_t)r.after, "bytes_over",
+            (json_int_t)r.not_held, "failed_states", "count", (json_int_t)failed.n, "bytes",
+            (json_int_t)failed.bytes, "removed", kinds_json(r.removed), "versions", versions));
     } else if (rc == EXIT_DONE) {
-        print_gc(&r, &o);
+        print_gc(&r, &o, &failed);
     }
     if (rc == EXIT_DONE && r.not_held) {
         char over[32];
@@ -111,11 +121,12 @@ static int gc(struct cli_args *a, const struct settings *s, struct store *store)
 /* -- df -- */
 
 /* Not in the store, but it grows with builds just the same. */
-struct saved_sum {
-    uint64_t n, bytes;
+struct beside {
+    uint64_t saved, saved_bytes; /* builder machines */
+    struct kept_sum failed;      /* states of failed commands */
 };
 
-static json_t *df_json(const struct df_report *r, const struct saved_sum *saved)
+static json_t *df_json(const struct df_report *r, const struct beside *beside)
 {
     json_t *templates = json_array();
     for (size_t i = 0; i < r->n_templates; i++) {
@@ -125,14 +136,16 @@ static json_t *df_json(const struct df_report *r, const struct saved_sum *saved)
                                         (json_int_t)t->versions, "own_bytes", (json_int_t)t->own,
                                         "shared_bytes", (json_int_t)t->shared));
     }
-    return json_pack(
-        "{s:I, s:I, s:I, s:I, s:{s:I, s:I}, s:o, s:o}", "total_bytes", (json_int_t)r->total,
-        "other_bytes", (json_int_t)r->other, "garbage_bytes", (json_int_t)r->garbage,
-        "cached_bytes", (json_int_t)r->cached, "saved_machines", "count", (json_int_t)saved->n,
-        "bytes", (json_int_t)saved->bytes, "kinds", kinds_json(r->kinds), "templates", templates);
+    return json_pack("{s:I, s:I, s:I, s:I, s:{s:I, s:I}, s:{s:I, s:I}, s:o, s:o}", "total_bytes",
+                     (json_int_t)r->total, "other_bytes", (json_int_t)r->other, "garbage_bytes",
+                     (json_int_t)r->garbage, "cached_bytes", (json_int_t)r->cached,
+                     "saved_machines", "count", (json_int_t)beside->saved, "bytes",
+                     (json_int_t)beside->saved_bytes, "failed_states", "count",
+                     (json_int_t)beside->failed.n, "bytes", (json_int_t)beside->failed.bytes,
+                     "kinds", kinds_json(r->kinds), "templates", templates);
 }
 
-static void print_df(const struct df_report *r, const struct saved_sum *saved)
+static void print_df(const struct df_report *r, const struct beside *beside)
 {
     char own[32], shared[32], garbage[32], cached[32];
     printf("%-40s %8s %12s\n", "what", "count", "on disk");
@@ -140,10 +153,16 @@ static void print_df(const struct df_report *r, const struct saved_sum *saved)
     cb_human_bytes(r->other, own, sizeof(own));
     cb_human_bytes(r->total, shared, sizeof(shared));
     printf("  %-38s %8s %12s\n  %-38s %8s %12s\n", "the rest", "", own, "all", "", shared);
-    cb_human_bytes(saved->bytes, own, sizeof(own));
-    if (saved->n)
-        printf("\n%-40s %8llu %12s\n", "builder machines, saved (beside the store)",
-               (unsigned long long)saved->n, own);
+    cb_human_bytes(beside->saved_bytes, own, sizeof(own));
+    cb_human_bytes(beside->failed.bytes, shared, sizeof(shared));
+    if (beside->saved || beside->failed.n)
+        printf("\nbeside the store\n");
+    if (beside->saved)
+        printf("  %-38s %8llu %12s\n", "builder machines, saved", (unsigned long long)beside->saved,
+               own);
+    if (beside->failed.n)
+        printf("  %-38s %8llu %12s\n", "states of failed commands",
+               (unsigned long long)beside->failed.n, shared);
     if (r->n_templates)
         printf("\n%-40s %8s %12s %12s\n", "template", "versions", "its own", "shared");
     for (size_t i = 0; i < r->n_templates; i++) {
@@ -163,14 +182,15 @@ static int df(struct cli_args *a, const struct settings *s, struct store *store)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct df_report r;
-    struct saved_sum saved;
-    saved_machines(s->home, &saved.n, &saved.bytes);
+    struct beside beside;
+    saved_machines(s->home, &beside.saved, &beside.saved_bytes);
+    kept_states(s->home, &beside.failed);
     if (store_df(store, &r, &err) < 0)
         return cli_fail(&err);
     if (a->json)
-        print_json(df_json(&r, &saved));
+        print_json(df_json(&r, &beside));
     else
-        print_df(&r, &saved);
+        print_df(&r, &beside);
     df_report_release(&r);
     return EXIT_DONE;
 }

@@ -58,16 +58,19 @@ void build_options_place(struct build_options *o, const struct workload_config *
 void build_options_release(struct build_options *o)
 {
     free(o->base_dir);
-    o->base_dir = NULL;
+    free(o->resume);
+    free(o->lock);
+    o->base_dir = o->resume = o->lock = NULL;
 }
 
 char *build_options_dump(const struct build_options *o)
 {
-    json_t *j = json_pack("{s:s, s:s, s:b, s:b, s:b, s:b, s:b, s:I, s:s*}", "isolation",
+    json_t *j = json_pack("{s:s, s:s, s:b, s:b, s:b, s:b, s:b, s:I, s:s*, s:s*, s:s*}", "isolation",
                           isolation_names[o->isolation], "pull", pull_names[o->pull], "force",
                           o->force, "clean", o->clean, "renew_builtin", o->renew_builtin, "locked",
                           o->locked, "no_boot_check", o->no_boot_check, "boot_timeout_ms",
-                          (json_int_t)o->boot_timeout_ms, "base_dir", o->base_dir);
+                          (json_int_t)o->boot_timeout_ms, "base_dir", o->base_dir, "resume",
+                          o->resume, "lock", o->lock);
     char *text = j ? json_dumps(j, JSON_SORT_KEYS | JSON_COMPACT) : NULL;
     json_decref(j);
     return text ? text : cb_xstrdup("{}");
@@ -77,16 +80,19 @@ int build_options_parse(const char *text, struct build_options *o, struct cb_err
 {
     json_error_t je;
     json_auto_t *j = json_loads(text, JSON_REJECT_DUPLICATES, &je);
-    const char *iso = "auto", *pull = "always", *base_dir = NULL;
+    const char *iso = "auto", *pull = "always", *base_dir = NULL, *resume = NULL, *lock = NULL;
     int force = 0, clean = 0, renew = 0, locked = 0, no_check = 0;
     json_int_t timeout = 0;
-    if (!j || json_unpack_ex(j, &je, JSON_STRICT, "{s?s, s?s, s?b, s?b, s?b, s?b, s?b, s?I, s?s}",
-                             "isolation", &iso, "pull", &pull, "force", &force, "clean", &clean,
-                             "renew_builtin", &renew, "locked", &locked, "no_boot_check", &no_check,
-                             "boot_timeout_ms", &timeout, "base_dir", &base_dir) < 0)
+    if (!j ||
+        json_unpack_ex(j, &je, JSON_STRICT,
+                       "{s?s, s?s, s?b, s?b, s?b, s?b, s?b, s?I, s?s, s?s, s?s}", "isolation", &iso,
+                       "pull", &pull, "force", &force, "clean", &clean, "renew_builtin", &renew,
+                       "locked", &locked, "no_boot_check", &no_check, "boot_timeout_ms", &timeout,
+                       "base_dir", &base_dir, "resume", &resume, "lock", &lock) < 0)
         return cb_fail(err, CB_E_CORRUPT, "build options: %s", je.text);
     int i = isolation_from_name(iso), p = pull_from_name(pull);
-    if (i < 0 || p < 0 || timeout < 0 || timeout > 86400000 || (base_dir && *base_dir != '/'))
+    if (i < 0 || p < 0 || timeout < 0 || timeout > 86400000 || (base_dir && *base_dir != '/') ||
+        (resume && strspn(resume, "0123456789ABCDEFGHJKMNPQRSTVWXYZ") != strlen(resume)))
         return cb_fail(err, CB_E_CORRUPT, "build options: a value is out of range");
     o->isolation = (enum isolation)i;
     o->pull = (enum pull_policy)p;
@@ -97,6 +103,8 @@ int build_options_parse(const char *text, struct build_options *o, struct cb_err
     o->no_boot_check = no_check != 0;
     o->boot_timeout_ms = timeout;
     o->base_dir = cb_xstrdup0(base_dir);
+    o->resume = cb_xstrdup0(resume);
+    o->lock = cb_xstrdup0(lock);
     return 0;
 }
 

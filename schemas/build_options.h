@@ -26,11 +26,15 @@ struct build_options {
     bool locked;        /* the base image by the lock of the version in use */
     bool no_boot_check;
     int64_t boot_timeout_ms; /* 0: 60 s, five times that under TCG */
+    char *
+        resume; /* a failed build: the layer that failed goes on from its command; or NULL. Owned */
+    char *lock; /* what moving names were resolved to then, JSON as in its plan; or NULL. Owned */
     char *base_dir; /* the config's folder, absolute: a base image's relative path is below it, and
                        so are files that layers take; NULL when nothing is. Owned:
                        build_options_release() */
 
     /* Not in the JSON: whoever runs the build says them. */
+    const char *build_id; /* or NULL: nothing of it is kept when it fails */
     const char *work_dir; /* made for this build alone, removed at its end */
     const char
         *agent_path; /* capsule-agent, or NULL: beside this program, else the libexec folder */

@@ -18,6 +18,8 @@
 #define STORE_GB_MAX 1048576u
 #define KEEP_MAX 1000000u
 #define MIRRORS_MAX 8u
+#define KEEP_FAILED 3
+#define KEEP_FAILED_GB 10
 #define FETCHES_MAX 16
 #define OUTPUT_MIB_MAX 4096
 #define DEBIAN_MIRROR "http://deb.debian.org/debian"
@@ -262,6 +264,12 @@ static const struct field settings_fields[] = {
      .offset = AT(keep_versions),
      .min = 1,
      .max = KEEP_MAX},
+    {.name = "keep_failed", .read = read_u32, .offset = AT(keep_failed), .max = 1000},
+    {.name = "keep_failed_gb",
+     .read = read_u32,
+     .offset = AT(keep_failed_gb),
+     .min = 1,
+     .max = STORE_GB_MAX},
     {.name = "signing_key", .read = read_path, .offset = AT(signing_key)},
     {.name = "parallel_fetches",
      .read = read_u32,
@@ -526,6 +534,8 @@ int settings_load_files(const char *const *files, size_t n, bool last_required,
     s->debian_mirror = cb_xstrdup(DEBIAN_MIRROR);
     s->ubuntu_mirror = cb_xstrdup(UBUNTU_MIRROR);
     s->isolation = cb_xstrdup("auto");
+    s->keep_failed = KEEP_FAILED;
+    s->keep_failed_gb = KEEP_FAILED_GB;
     s->pull = cb_xstrdup("always");
     for (size_t i = 0; i < n; i++)
         read_settings_file(s, files[i], last_required && i + 1 == n, problems);

@@ -35,8 +35,10 @@ struct settings {
     char *proxy;         /* "http://proxy:3128", for what this machine downloads; or NULL */
     char *ca_bundle;     /* PEM bundle beside the system's, for the same; or NULL */
     bool allow_host_network;
-    uint32_t store_max_gb;  /* a publish makes room down to it; 0: no ceiling */
-    uint32_t keep_versions; /* old ones of a template; 0: all */
+    uint32_t store_max_gb;   /* a publish makes room down to it; 0: no ceiling */
+    uint32_t keep_versions;  /* old ones of a template; 0: all */
+    uint32_t keep_failed;    /* states of failed commands that are kept; 0: none */
+    uint32_t keep_failed_gb; /* and what they take at most */
     char *signing_key; /* a PEM file with an Ed25519 key that templates are signed with, or NULL */
     uint32_t parallel_fetches; /* blobs at once; 0: the default of 4 */
     uint32_t stall_seconds;    /* of a transfer in which nothing comes; 0: the default of 30 s */

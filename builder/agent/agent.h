@@ -148,6 +148,8 @@ struct job_spec {
     const char *workdir; /* made when missing; NULL: / */
     bool contained;      /* the capabilities of a container, not all of them */
     bool console;        /* stdin, stdout and stderr are the console: nothing is captured */
+    int input;           /* becomes stdin; 0: /dev/null does */
+    int terminal;        /* its slave becomes all three and the controlling one; 0: none */
     int64_t timeout_ms;  /* 0: none */
     uint32_t step;
 };
@@ -155,6 +157,7 @@ struct job {
     pid_t pid; /* 0: no job */
     uint32_t step;
     bool exited, timed_out, contained;
+    bool eager; /* output is handed on as it comes, not by lines */
     int status;
     int64_t started, ended;
     int64_t term_at, kill_at, drain_until; /* 0: not set */
@@ -178,6 +181,28 @@ int job_report(const struct job *j, struct chan *c);
 int exit_code_of(int status);
 struct pollfd;
 size_t job_pollfds(const struct job *j, struct pollfd *p);
+
+/* --- shell.c: input for a command --- */
+
+struct shell_input {
+    int fd; /* the pipe, or the terminal's master; -1: nobody reads */
+    bool terminal;
+    bool owed; /* the host waits for TAKEN */
+    bool end;  /* close it when all of buf is written */
+    size_t at, len;
+    uint8_t buf[FRAME_INPUT_MAX];
+};
+/* Opens a pipe (@rows 0) or a terminal of that size for the command of @spec, and names its end in
+ * @spec; *@child is that end, for the caller to close when the command was started. */
+int shell_open(struct shell_input *in, uint64_t rows, uint64_t cols, struct job_spec *spec,
+               int *child, struct fail *f);
+/* The command was started: what it writes to a terminal is @j's output. */
+void shell_started(struct shell_input *in, struct job *j);
+/* INPUT came. What cannot be handed on at once is kept for shell_work(). */
+void shell_take(struct shell_input *in, const uint8_t *p, size_t n);
+void shell_work(struct shell_input *in, struct chan *up);
+void shell_close(struct shell_input *in);
+size_t shell_pollfds(const struct shell_input *in, struct pollfd *p);
 
 /* --- tar.c: an OCI layer tar, written in order --- */
 
@@ -235,9 +260,13 @@ struct stack {
     unsigned works;     /* work folders so far: each mount has its own */
     bool trying;        /* an upper of its own lies on the layer's */
     bool plain_options; /* this kernel does not know `volatile` */
+    bool used;          /* before, by another agent: what it left of the next layer is there */
     bool user_xattrs;   /* in a user namespace */
 };
-int stack_open(struct stack *s, const char *lower, const char *scratch, struct fail *f);
+/* @layers: so many finished ones are on it, and perhaps one that was not; -1: it is new. */
+int stack_open(struct stack *s, const char *lower, const char *scratch, int layers, struct fail *f);
+/* Everything that was written is on the disk. Unmounted before. */
+int stack_sync(struct stack *s, struct fail *f);
 /* The agent's own lower: mount points, and resolv.conf, hosts, hostname. */
 int stack_own_files(struct stack *s, const char *hostname, const char *dns, struct fail *f);
 /* Mounts the overlay for a new layer at "m" below scratch. */
@@ -267,6 +296,8 @@ struct setup {
     struct words env;
     char *user, *workdir, *runner, *hostname, *dns, *lower, *scratch, *output;
     uint64_t time_ms;
+    bool used;             /* the scratch disk was, and has */
+    uint64_t stack_layers; /* so many finished layers */
 };
 void setup_release(struct setup *s);
 int setup_parse(struct setup *s, const uint8_t *p, size_t n, struct fail *f);
@@ -291,9 +322,11 @@ struct step_spec {
     struct words argv, env;
     char *user, *workdir; /* NULL: the layer's */
     bool root;
+    bool shell;   /* it is given input */
     bool goes_on; /* a boot command whose end is not waited for */
     uint64_t timeout_ms;
-    uint64_t wait_ms; /* START: how long it has to live */
+    uint64_t wait_ms;    /* START: how long it has to live */
+    uint64_t rows, cols; /* SHELL: of its terminal; 0: it has none */
 };
 void step_release(struct step_spec *s);
 int step_parse(struct step_spec *s, const uint8_t *p, size_t n, struct fail *f);

@@ -79,7 +79,8 @@ static int do_setup(struct build *b, const uint8_t *p, size_t n, struct fail *f)
         (void)!sethostname(s->hostname, strlen(s->hostname));
     if (open_output(b, s->output ? s->output : b->mode->output, f) < 0 ||
         stack_open(&b->stack, s->lower ? s->lower : b->mode->lower,
-                   s->scratch ? s->scratch : b->mode->scratch, f) < 0 ||
+                   s->scratch ? s->scratch : b->mode->scratch, s->used ? (int)s->stack_layers : -1,
+                   f) < 0 ||
         stack_own_files(&b->stack, s->hostname, s->dns, f) < 0)
         return -1;
     b->ready = true;
@@ -274,7 +275,7 @@ static void on_child(struct build *b)
             break;
         }
         (void)chan_send_bytes(b->host, p - FRAME_HEAD, FRAME_HEAD + (size_t)h.length);
-        bool answer = h.type != FRAME_OUTPUT && h.type != FRAME_NOTE;
+        bool answer = h.type != FRAME_OUTPUT && h.type != FRAME_NOTE && h.type != FRAME_TAKEN;
         if (h.type == FRAME_LAYER_DONE)
             layer_done(b, p, h.length);
         chan_pop(&b->child, &h);
@@ -290,6 +291,28 @@ static void on_child(struct build *b)
         child_gone(b);
 }
 
+/* For the shell, while it runs; what comes when it has just ended is nobody's. */
+static void pass_input(struct build *b, const struct frame_head *h, const uint8_t *p)
+{
+    if (b->waiting && !b->taking && b->child.fd >= 0)
+        (void)chan_send_bytes(&b->child, p - FRAME_HEAD, FRAME_HEAD + (size_t)h->length);
+}
+
+static int do_shutdown(struct build *b, const uint8_t *p, size_t n, struct fail *f)
+{
+    struct frame_field x;
+    bool keep = false;
+    end_child(b);
+    for (const uint8_t *end = p + n; frame_next(&p, end, &x) > 0;)
+        keep = keep || x.tag == TAG_KEEP;
+    if (!keep || !b->ready)
+        return 0;
+    if (b->in_layer && stack_freeze(&b->stack, f) < 0)
+        return -1;
+    b->in_layer = false;
+    return stack_sync(&b->stack, f);
+}
+
 /* 1: SHUTDOWN was answered. */
 static int on_host(struct build *b)
 {
@@ -300,6 +323,11 @@ static int on_host(struct build *b)
     while ((got = chan_peek(b->host, &h, &p)) != 0) {
         if (got < 0)
             return -1;
+        if (h.type == FRAME_INPUT) {
+            pass_input(b, &h, p);
+            chan_pop(b->host, &h);
+            continue;
+        }
         if (b->waiting) {
             rc = fail_set(&f, FAIL_PROTOCOL, "a request while another one is open");
         } else {
@@ -309,15 +337,19 @@ static int on_host(struct build *b)
             case FRAME_STEP:
             case FRAME_COPY:
             case FRAME_COPY_DATA:
+            case FRAME_SHELL:
             case FRAME_START: rc = do_step(b, &h, p, &f); break;
             case FRAME_TRY: rc = do_try(b, false, &f); break;
             case FRAME_TRY_KEEP: rc = do_try(b, true, &f); break;
             case FRAME_DRIVES: rc = do_drives(b, p, h.length, &f); break;
             case FRAME_LAYER_END: rc = do_layer_end(b, &f); break;
             case FRAME_SHUTDOWN:
-                end_child(b);
+                rc = do_shutdown(b, p, h.length, &f);
                 chan_pop(b->host, &h);
-                (void)chan_send_empty(b->host, FRAME_DONE, 0);
+                if (rc < 0)
+                    (void)chan_send_fail(b->host, 0, &f);
+                else
+                    (void)chan_send_empty(b->host, FRAME_DONE, 0);
                 return 1;
             default: rc = fail_set(&f, FAIL_PROTOCOL, "unknown request %u", h.type); break;
             }

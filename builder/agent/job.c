@@ -94,16 +94,17 @@ static _Noreturn void child_main(const struct job_spec *s, int out, int err)
 {
     (void)setsid();
     reset_signals();
-    int null = open(s->console ? "/dev/console" : "/dev/null", O_RDWR | O_CLOEXEC);
+    int null = s->terminal ? s->terminal
+                           : open(s->console ? "/dev/console" : "/dev/null", O_RDWR | O_CLOEXEC);
     if (null < 0)
         null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    if (s->console) {
+    if (s->console || s->terminal) {
         (void)ioctl(null, TIOCSCTTY, 0);
         out = err = null;
     }
     (void)dup2(out, 1);
     (void)dup2(err, 2);
-    if (null < 0 || dup2(null, 0) < 0)
+    if (null < 0 || dup2(s->input ? s->input : null, 0) < 0)
         child_fails("open ", "/dev/null", errno);
     close_from(3, -1, -1);
     (void)umask(022);
@@ -135,9 +136,10 @@ int job_start(struct job *j, const struct job_spec *spec, struct fail *f)
     if (spec->argv->n == 0)
         return fail_set(f, FAIL_PROTOCOL, "a command without a word");
     int out[2] = {-1, -1}, err[2] = {-1, -1};
-    if (!spec->console && make_pipe(out, f) < 0)
+    bool captured = !spec->console && !spec->terminal;
+    if (captured && make_pipe(out, f) < 0)
         return -1;
-    if (!spec->console && make_pipe(err, f) < 0) {
+    if (captured && make_pipe(err, f) < 0) {
         (void)close(out[0]);
         (void)close(out[1]);
         return -1;
@@ -153,7 +155,7 @@ int job_start(struct job *j, const struct job_spec *spec, struct fail *f)
         (void)close(err[1]);
     j->pid = pid;
     j->step = spec->step;
-    j->exited = j->timed_out = false;
+    j->exited = j->timed_out = j->eager = false;
     j->contained = spec->contained;
     j->status = 0;
     j->started = now;
@@ -215,7 +217,7 @@ static void work_stream(struct job *j, struct stream *s, int64_t now, job_sink *
         if (s->len == 0)
             s->since = now;
         s->len += (size_t)n;
-        const uint8_t *end = memrchr(s->buf, '\n', s->len);
+        const uint8_t *end = j->eager ? s->buf + s->len - 1 : memrchr(s->buf, '\n', s->len);
         if (end) {
             hand_on(j, s, (size_t)(end - s->buf) + 1, sink, arg);
             s->since = now;

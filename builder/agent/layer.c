@@ -39,6 +39,7 @@ struct init {
     struct chan up; /* to the main loop */
     int sigfd;
     struct job job;
+    struct shell_input input; /* of the job, when it is a shell */
     /* Pipes that a daemon of an earlier step still writes to: read and dropped, so that it does not
      * die of SIGPIPE or block. */
     int left_open[LEFT_OPEN_MAX];
@@ -138,7 +139,16 @@ static int start_step(struct init *in, struct job *job, const struct step_spec *
                             .contained = true,
                             .timeout_ms = (int64_t)s->timeout_ms,
                             .step = number};
-    int rc = job_start(job, &spec, f);
+    int end = -1;
+    int rc = s->shell ? shell_open(&in->input, s->rows, s->cols, &spec, &end, f) : 0;
+    if (rc == 0)
+        rc = job_start(job, &spec, f);
+    if (s->shell && rc == 0)
+        shell_started(&in->input, job);
+    else if (s->shell)
+        shell_close(&in->input);
+    if (end >= 0)
+        (void)close(end);
     words_release(&env);
     words_release(&argv);
     return rc;
@@ -248,7 +258,7 @@ static int next_wake(const struct init *in, int64_t now)
 static int run_request(struct init *in, const struct frame_head *h, const uint8_t *p,
                        struct fail *f)
 {
-    struct step_spec s = {0};
+    struct step_spec s = {.shell = h->type == FRAME_SHELL};
     int rc = step_parse(&s, p, h->length, f);
     if (rc == 0)
         rc = h->type == FRAME_START ? start_process(in, &s, h->step, f)
@@ -282,7 +292,8 @@ static int copy_request(struct init *in, const struct frame_head *h, const uint8
     return rc;
 }
 
-static void on_request(struct init *in)
+/* False when there is no whole request. */
+static bool on_request(struct init *in)
 {
     struct frame_head h;
     const uint8_t *p;
@@ -291,11 +302,17 @@ static void on_request(struct init *in)
     if (got < 0)
         _exit(71);
     if (got == 0)
-        return;
+        return false;
+    if (h.type == FRAME_INPUT) {
+        if (in->job.pid)
+            shell_take(&in->input, p, h.length);
+        chan_pop(&in->up, &h);
+        return true;
+    }
     int rc;
     if (in->job.pid || is_starting(in))
         rc = fail_set(&f, FAIL_PROTOCOL, "a request while a step runs");
-    else if (h.type == FRAME_STEP || h.type == FRAME_START)
+    else if (h.type == FRAME_STEP || h.type == FRAME_START || h.type == FRAME_SHELL)
         rc = run_request(in, &h, p, &f);
     else if (h.type == FRAME_COPY || h.type == FRAME_COPY_DATA)
         rc = copy_request(in, &h, p, &f);
@@ -304,6 +321,7 @@ static void on_request(struct init *in)
     if (rc < 0)
         (void)chan_send_fail(&in->up, h.step, &f);
     chan_pop(&in->up, &h);
+    return true;
 }
 
 static void reap(struct init *in)
@@ -326,11 +344,12 @@ static void reap(struct init *in)
 static _Noreturn void init_loop(struct init *in)
 {
     for (;;) {
-        struct pollfd pfds[4 + 2 * STARTS_MAX + LEFT_OPEN_MAX];
+        struct pollfd pfds[5 + 2 * STARTS_MAX + LEFT_OPEN_MAX];
         size_t n = 0;
         pfds[n++] = (struct pollfd){.fd = in->up.fd, .events = POLLIN};
         pfds[n++] = (struct pollfd){.fd = in->sigfd, .events = POLLIN};
         n += job_pollfds(&in->job, pfds + n);
+        n += shell_pollfds(&in->input, pfds + n);
         for (size_t i = 0; i < in->n_starts; i++)
             n += job_pollfds(&in->starts[i]->job, pfds + n);
         for (size_t i = 0; i < in->n_left_open; i++)
@@ -342,12 +361,16 @@ static _Noreturn void init_loop(struct init *in)
         reap(in);
         read_left_open(in);
         if (in->job.pid && job_work(&in->job, now_ms(), sink, &in->up)) {
+            shell_close(&in->input);
             keep_pipes_of(in);
             (void)job_report(&in->job, &in->up);
             job_close(&in->job);
         }
         work_starts(in, now_ms());
-        on_request(in);
+        while (on_request(in))
+            ;
+        if (in->input.owed)
+            shell_work(&in->input, &in->up);
         if (in->up.hungup)
             _exit(0);
     }
@@ -401,7 +424,7 @@ static _Noreturn void init_main(const struct setup *s, const struct layer_spec *
     }
     close_from(3, fd, -1);
     in = (struct init){.setup = s, .layer = l};
-    in.job.out[0].fd = in.job.out[1].fd = -1;
+    in.job.out[0].fd = in.job.out[1].fd = in.input.fd = -1;
     chan_init(&in.up, fd, FRAME_REQUEST_MAX);
     sigset_t set;
     (void)sigemptyset(&set);

@@ -24,7 +24,41 @@
 
 #define LAYERS_MAX 400
 
-int stack_open(struct stack *s, const char *lower, const char *scratch, struct fail *f)
+static bool is_folder(const char *path)
+{
+    struct stat st;
+    return lstat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+/* One that another agent made is fine. */
+static int make_folder(const struct stack *s, const char *path, struct fail *f)
+{
+    if (mkdir(path, 0755) < 0 && !(s->used && errno == EEXIST && is_folder(path)))
+        return fail_sys(f, errno, "scratch: make %s", path);
+    return 0;
+}
+
+/* What another agent left: its work folders cannot be used again, the rest can. */
+static int take_over(struct stack *s, int layers, struct fail *f)
+{
+    char name[16];
+    s->used = true;
+    s->layers = (unsigned)layers;
+    for (unsigned i = 0; i < s->layers; i++) {
+        (void)snprintf(name, sizeof name, "u%u", i);
+        if (!is_folder(name))
+            return fail_set(f, FAIL_SYSTEM, "scratch: %s is missing", name);
+    }
+    do
+        (void)snprintf(name, sizeof name, "w%u", s->works++);
+    while (is_folder(name));
+    s->works--;
+    if (unlink("l") < 0 && errno != ENOENT)
+        return fail_sys(f, errno, "scratch: replace l");
+    return 0;
+}
+
+int stack_open(struct stack *s, const char *lower, const char *scratch, int layers, struct fail *f)
 {
     *s = (struct stack){.scratch = -1};
     if (chdir(scratch) < 0)
@@ -33,13 +67,17 @@ int stack_open(struct stack *s, const char *lower, const char *scratch, struct f
     if (s->scratch < 0)
         return fail_sys(f, errno, "scratch folder %s", scratch);
     (void)umask(0);
+    if (layers > LAYERS_MAX)
+        return fail_set(f, FAIL_PROTOCOL, "more than %d layers", LAYERS_MAX);
+    if (layers >= 0 && take_over(s, layers, f) < 0)
+        return -1;
     if (symlink(lower, "l") < 0)
         return fail_sys(f, errno, "scratch folder %s: it was used before, or cannot be written",
                         scratch);
     static const char *const folders[] = {"a", "m", "va", "vi"};
     for (size_t i = 0; i < ARRAY_LEN(folders); i++)
-        if (mkdir(folders[i], 0755) < 0)
-            return fail_sys(f, errno, "scratch: make %s", folders[i]);
+        if (make_folder(s, folders[i], f) < 0)
+            return -1;
     return 0;
 }
 
@@ -57,12 +95,6 @@ static int like(const char *from, const char *to, struct fail *f)
     return rc ? fail_sys(f, saved, "scratch: copy the attributes of %s", from) : 0;
 }
 
-static bool is_folder(const char *path)
-{
-    struct stat st;
-    return lstat(path, &st) == 0 && S_ISDIR(st.st_mode);
-}
-
 static int own_file(const char *path, const char *content, struct fail *f)
 {
     if (write_file(path, content, strlen(content), 0644) < 0)
@@ -72,7 +104,6 @@ static int own_file(const char *path, const char *content, struct fail *f)
 
 int stack_own_files(struct stack *s, const char *hostname, const char *dns, struct fail *f)
 {
-    (void)s;
     static const char *const points[] = {"proc", "sys", "dev", "run"};
     char path[64], text[512];
     for (size_t i = 0; i < ARRAY_LEN(points); i++) {
@@ -80,15 +111,15 @@ int stack_own_files(struct stack *s, const char *hostname, const char *dns, stru
         if (is_folder(path))
             continue; /* the image's own serves */
         path[0] = 'a';
-        if (mkdir(path, 0755) < 0)
-            return fail_sys(f, errno, "scratch: make %s", path);
+        if (make_folder(s, path, f) < 0)
+            return -1;
     }
     struct stat st;
     bool no_etc = lstat("l/etc", &st) < 0;
     if (!no_etc && !S_ISDIR(st.st_mode))
         return fail_set(f, FAIL_IMAGE, "the image's /etc is not a folder");
-    if (mkdir("a/etc", 0755) < 0)
-        return fail_sys(f, errno, "scratch: make a/etc");
+    if (make_folder(s, "a/etc", f) < 0)
+        return -1;
     const char *host = hostname && *hostname ? hostname : "localhost";
     (void)snprintf(text, sizeof text, "%s\n", host);
     if (own_file("a/etc/hostname", text, f) < 0)
@@ -179,12 +210,22 @@ static int mount_layer(struct stack *s, const char *upper, const char *top, stru
     return rc;
 }
 
+/* The layer that did not end, with its last attempt if it stopped in one. */
+static int begin_again(struct stack *s, const char *upper, struct fail *f)
+{
+    s->used = false;
+    s->trying = is_folder("r");
+    return s->trying ? mount_layer(s, "r", upper, f) : mount_layer(s, upper, NULL, f);
+}
+
 int stack_begin(struct stack *s, struct fail *f)
 {
     char upper[16];
     if (s->layers >= LAYERS_MAX)
         return fail_set(f, FAIL_COMMAND, "more than %d layers in one build", LAYERS_MAX);
     (void)snprintf(upper, sizeof upper, "u%u", s->layers);
+    if (s->used && is_folder(upper))
+        return begin_again(s, upper, f);
     if (mkdir(upper, 0755) < 0)
         return fail_sys(f, errno, "scratch: make %s", upper);
     /* The root of the layer is this folder: it must look like the one that it covers. */
@@ -245,6 +286,11 @@ int stack_freeze(struct stack *s, struct fail *f)
         (void)nanosleep(&ts, NULL);
     }
     return 0;
+}
+
+int stack_sync(struct stack *s, struct fail *f)
+{
+    return syncfs(s->scratch) < 0 ? fail_sys(f, errno, "scratch: write it all to the disk") : 0;
 }
 
 void stack_push(struct stack *s)

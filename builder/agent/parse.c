@@ -78,9 +78,15 @@ int setup_parse(struct setup *s, const uint8_t *p, size_t n, struct fail *f)
         case TAG_SCRATCH: rc = take_text(&x, &s->scratch, f); break;
         case TAG_OUTPUT: rc = take_text(&x, &s->output, f); break;
         case TAG_TIME: rc = take_number(&x, &s->time_ms, f); break;
+        case TAG_STACK:
+            s->used = true;
+            rc = take_number(&x, &s->stack_layers, f);
+            break;
         default: break;
         }
     }
+    if (rc == 0 && s->stack_layers > INT32_MAX)
+        return fail_set(f, FAIL_PROTOCOL, "a number of layers out of range");
     return rc;
 }
 
@@ -140,6 +146,8 @@ int step_parse(struct step_spec *s, const uint8_t *p, size_t n, struct fail *f)
         case TAG_WORKDIR: rc = take_text(&x, &s->workdir, f); break;
         case TAG_TIMEOUT: rc = take_number(&x, &s->timeout_ms, f); break;
         case TAG_WAIT: rc = take_number(&x, &s->wait_ms, f); break;
+        case TAG_ROWS: rc = take_number(&x, &s->rows, f); break;
+        case TAG_COLS: rc = take_number(&x, &s->cols, f); break;
         default: break;
         }
     }

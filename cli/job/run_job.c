@@ -55,6 +55,7 @@ static int run(struct job *j, struct settings *s, json_t **result, struct cb_err
     }
     CB_AUTO_FREE char *work = cli_work_dir(s, job_channel_build_id(j->ch));
     o.work_dir = work;
+    o.build_id = job_channel_build_id(j->ch);
     struct build_sink sink = {on_event, j};
     struct build_result r = {0};
     rc = build_run(c, s, &o, &sink, &r, err);

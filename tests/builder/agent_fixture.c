@@ -18,7 +18,7 @@ static const char image_script[] =
     "for p in bash dash cat chmod chown cp dd echo env id ln ls mkdir mkfifo mknod mv printf rm "
     "rmdir \\\n"
     "         sleep sort stat touch truncate true wc hostname grep sed setcap setfattr find seq "
-    "kill "
+    "kill stty "
     "python3; do\n"
     "  f=$(command -v $p) || continue; [ -f \"$f\" ] || f=/usr/bin/$p; [ -f \"$f\" ] || continue\n"
     "  case $p in python3) continue;; esac\n"

@@ -25,7 +25,7 @@ static void on_note(void *arg, const char *text)
             abort();
 }
 
-static void talk(struct session *s)
+static void talk(struct session *s, bool is_shell)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     CB_AUTO_FREE char *how = NULL;
@@ -38,8 +38,9 @@ static void talk(struct session *s)
         return;
     if (session_layer_begin(s, &l, &err) < 0)
         return;
-    if (session_step(s, &st, &r, &err) == 0 &&
-        (r.exit_code < 0 || r.exit_code > 255 || r.signal < 0 || r.signal > 64))
+    const struct shell_io io = {.input = -1, .resized = -1};
+    int rc = is_shell ? session_shell(s, &st, &io, &r, &err) : session_step(s, &st, &r, &err);
+    if (rc == 0 && (r.exit_code < 0 || r.exit_code > 255 || r.signal < 0 || r.signal > 64))
         abort();
     cb_error_clear(&err);
     if (session_layer_end(s, &d, &err) == 0 && (d.offset + d.length < d.offset || d.offset % 4096))
@@ -63,7 +64,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (write(pair[1], data, size) == (ssize_t)size) {
         (void)shutdown(pair[1], SHUT_WR);
         if (session_open(pair[0], 1000, &cb, &s, &err) == 0)
-            talk(s);
+            talk(s, size % 2); /* a step's answers are a shell's, but for one */
         session_free(s);
     } else {
         cb_close(pair[0]);
