@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#define NEEDED_MAX 2
+#define NEEDED_MAX 3
 
 CB_DEFINE_CLEANUP(ext4_image, struct ext4_image *, ext4_image_close);
 
@@ -34,6 +34,38 @@ static const struct image_init_file systemd_files[] = {
     {"etc/machine-id", 0444, "", NULL},
 };
 
+/* The last of its runlevel, so that what it starts finds the others. The options are those that
+ * OpenRC's start-stop-daemon and Debian's have in common. */
+static const char openrc_script[] =
+    "#!/sbin/openrc-run\n"
+    "description=\"capsule-build: boot commands, start command, and the talk with the host\"\n"
+    "pid=/run/capsule-agent.pid\n"
+    "\n"
+    "depend()\n"
+    "{\n"
+    "\tafter *\n"
+    "}\n"
+    "\n"
+    "start()\n"
+    "{\n"
+    "\tebegin \"Starting the capsule agent\"\n"
+    "\tstart-stop-daemon --start --background --make-pidfile --pidfile $pid "
+    "--exec /.capsule/agent -- service\n"
+    "\teend $?\n"
+    "}\n"
+    "\n"
+    "stop()\n"
+    "{\n"
+    "\tebegin \"Stopping the capsule agent\"\n"
+    "\tstart-stop-daemon --stop --pidfile $pid --retry TERM/20/KILL/5\n"
+    "\teend $?\n"
+    "}\n";
+
+static const struct image_init_file openrc_files[] = {
+    {"etc/init.d/capsule-agent", 0755, openrc_script, NULL},
+    {"etc/runlevels/default/capsule-agent", 0777, NULL, "/etc/init.d/capsule-agent"},
+};
+
 /* Programs, of which one in each row has to be there. The agent has the list of those that become
  * process 1 (builder/agent/init.c). */
 static const struct image_init {
@@ -50,6 +82,15 @@ static const struct image_init {
       {"/usr/bin/systemctl", "/bin/systemctl", NULL}},
      "install it in a layer (Debian: `apt-get install -y --no-install-recommends systemd-sysv`), "
      "or leave `init` out: the agent needs no other init"},
+    {"openrc",
+     openrc_files,
+     sizeof(openrc_files) / sizeof(openrc_files[0]),
+     {{"/sbin/openrc-run", NULL},
+      {"/sbin/init", "/sbin/openrc-init", NULL},
+      {"/sbin/start-stop-daemon", "/usr/bin/start-stop-daemon", NULL}},
+     "install it in a layer (Debian: `apt-get install -y --no-install-recommends openrc`), or "
+     "leave "
+     "`init` out: the agent needs no other init"},
 };
 
 static const struct image_init *find_init(const char *name)

@@ -184,10 +184,6 @@ int build_refuse(const struct workload_config *c, struct cb_error *err)
         return cb_hint(err,
                        "add `base_image: minimal-debian`, or the name of an image of a registry");
     }
-    if (c->init && strcmp(c->init, "openrc") == 0)
-        return cb_fail(
-            err, CB_E_CONFIG,
-            "init: openrc cannot be used yet; `agent` and `systemd` are what works today");
     if (strcmp(c->base_image, "scratch") == 0)
         return refuse_on_scratch(c, err);
     return 0;

@@ -478,7 +478,7 @@ struct boot_drive {
 };
 struct boot_conf {
     char *hostname, *health, *user, *workdir, *default_user, *default_workdir;
-    char *init; /* who is process 1: NULL: the agent; "systemd" */
+    char *init; /* who is process 1: NULL: the agent; "systemd", "openrc" */
     uint16_t port;
     struct words env, start_argv, start_env;
     struct step_spec *commands;
@@ -518,7 +518,9 @@ void init_tell_resolver(const char *dns);
 /* Asks the init to end the machine, by a reboot where it has no power switch. False: it did not
  * take it. */
 bool init_end_machine(const char *name, bool by_reboot);
-/* Is all started that starts at boot? A program of the init's waits for that. */
+/* Is all started that starts at boot? A program of systemd's waits for that; OpenRC starts us last.
+ */
+bool init_up_is_asked(const char *name);
 struct init_up {
     pid_t pid; /* 0: none waits */
     int fd;

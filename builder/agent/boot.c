@@ -320,10 +320,11 @@ static void go_on(struct boot *b)
     b->started = true;
     b->started_at = b->probe.started = now_ms();
     if (b->conf.start_argv.n == 0) {
-        if (b->service) /* who may log in on the console is its business, too */
+        if (b->service && init_up_is_asked(b->conf.init))
             return;
         become_ready(b, "booted, no start command");
-        start_shell(b);
+        if (!b->service) /* else who may log in on the console is the init's business */
+            start_shell(b);
         return;
     }
     const struct what w = {.argv = &b->conf.start_argv,
@@ -671,6 +672,13 @@ static void set_up_console(void)
         (void)close(console);
 }
 
+/* Is descriptor @fd /dev/null? */
+static bool is_null(int fd)
+{
+    struct stat st;
+    return fstat(fd, &st) == 0 && S_ISCHR(st.st_mode) && st.st_rdev == makedev(1, 3);
+}
+
 static void block_signals(struct boot *b)
 {
     sigset_t set;
@@ -772,6 +780,9 @@ _Noreturn void boot_service(void)
     (void)umask(022);
     (void)!chdir("/");
     b->service = true;
+    (void)setsid(); /* whoever started us in the background */
+    if (is_null(1))
+        set_up_console();
     cmdline_read(&b->cmd);
     load_conf(b);
     (void)machine_name(b); /* the init has given it the one in /etc/hostname */

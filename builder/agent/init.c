@@ -1,6 +1,6 @@
-/* init: an image whose own init (systemd) is process 1. The agent prepares the machine as an
- * initramfs would, becomes that init by exec, and is started by it again as one of its services,
- * which ends the machine by asking the init to. */
+/* init: an image whose own init (systemd, or what starts OpenRC) is process 1. The agent prepares
+ * the machine as an initramfs would, becomes that init by exec, and is started by it again as one
+ * of its services, which ends the machine by asking the init to. */
 #include "builder/agent/agent.h"
 
 #include <errno.h>
@@ -20,6 +20,7 @@ static const struct init_kind {
     const char *programs[2]; /* the first that is there becomes process 1 */
 } kinds[] = {
     {"systemd", {"/usr/lib/systemd/systemd", "/lib/systemd/systemd"}},
+    {"openrc", {"/sbin/init", "/sbin/openrc-init"}},
 };
 
 static const struct init_kind *find_kind(const char *name)
@@ -28,6 +29,11 @@ static const struct init_kind *find_kind(const char *name)
         if (strcmp(kinds[i].name, name) == 0)
             return &kinds[i];
     return NULL;
+}
+
+static bool is_systemd(const char *name)
+{
+    return name && strcmp(name, "systemd") == 0;
 }
 
 bool init_is_ours(const char *name)
@@ -60,12 +66,24 @@ void init_tell_resolver(const char *dns)
     (void)write_file("/run/systemd/resolved.conf.d/50-capsule.conf", text, (size_t)n, 0644);
 }
 
+/* Where @path leads to in the end is a program named @name. */
+static bool leads_to(const char *path, const char *name)
+{
+    char *real = realpath(path, NULL);
+    const char *slash = real ? strrchr(real, '/') : NULL;
+    bool is = slash && strcmp(slash + 1, name) == 0;
+    free(real);
+    return is;
+}
+
 int init_become(const char *name, struct fail *f)
 {
     const struct init_kind *k = find_kind(name);
     if (!k)
         return fail_set(f, FAIL_IMAGE, "init: %.40s is not known to this agent", name);
-    mask_serial_login();
+    bool systemd = is_systemd(name);
+    if (systemd)
+        mask_serial_login();
     char word[] = "init";
     char *const argv[] = {word, NULL};
     char path[] = "PATH=" DEFAULT_PATH;
@@ -73,6 +91,8 @@ int init_become(const char *name, struct fail *f)
     int err = ENOENT;
     const char *tried = k->programs[0];
     for (size_t i = 0; i < ARRAY_LEN(k->programs); i++) {
+        if (!systemd && leads_to(k->programs[i], "systemd"))
+            continue; /* /sbin/init of an image that has both */
         (void)execve(k->programs[i], argv, env);
         if (errno != ENOENT) {
             err = errno;
@@ -120,17 +140,30 @@ static pid_t start_program(const char *words, int out)
     _exit(127);
 }
 
+/* What makes that init end the machine. Of those that start OpenRC its own has a program of its own
+ * for it; sysvinit and busybox have the usual ones. */
+static const char *ending_words(const char *name, bool by_reboot)
+{
+    if (is_systemd(name))
+        return by_reboot
+                   ? "systemctl --no-block --job-mode=replace-irreversibly start reboot.target"
+                   : "systemctl --no-block --job-mode=replace-irreversibly start poweroff.target";
+    if (leads_to("/proc/1/exe", "openrc-init"))
+        return by_reboot ? "openrc-shutdown -r now" : "openrc-shutdown -p now";
+    return by_reboot ? "reboot" : "poweroff";
+}
+
 bool init_end_machine(const char *name, bool by_reboot)
 {
-    char words[128];
-    (void)name;
-    (void)snprintf(words, sizeof words,
-                   "systemctl --no-block --job-mode=replace-irreversibly start %s.target",
-                   by_reboot ? "reboot" : "poweroff");
-    return ended_well(start_program(words, -1), 10000);
+    return ended_well(start_program(ending_words(name, by_reboot), -1), 10000);
 }
 
 /* --- is it up? --- */
+
+bool init_up_is_asked(const char *name)
+{
+    return is_systemd(name);
+}
 
 int init_up_start(struct init_up *u)
 {

@@ -226,6 +226,9 @@ static void test_another_init(void **state)
     assert_true(init_is_ours(NULL));
     assert_true(init_is_ours("agent"));
     assert_false(init_is_ours("systemd"));
+    assert_true(init_up_is_asked("systemd"));
+    assert_false(init_up_is_asked("openrc"));
+    assert_false(init_up_is_asked(NULL));
     assert_int_equal(init_become("runit", &f), -1);
     assert_int_equal(f.kind, FAIL_IMAGE);
     static const char *const not_yet[] = {"", "initializing", "starting", "unknown"};

@@ -68,6 +68,26 @@ static void test_systemd_is_looked_for(void **state)
     check(f, "systemd", NULL);
 }
 
+static void test_openrc_is_looked_for(void **state)
+{
+    struct image_fixture *f = *state;
+    struct tar_build t;
+    tb_init(&t);
+    add_program(&t, "sbin/init");
+    add_program(&t, "usr/bin/start-stop-daemon");
+    add_layer(f, &t);
+    check(f, "openrc", "init: openrc: the image has no /sbin/openrc-run");
+    tb_init(&t);
+    add_program(&t, "sbin/openrc-run");
+    tb_file(&t, "sbin/.wh.init", "");
+    add_layer(f, &t);
+    check(f, "openrc", "the image has no /sbin/init");
+    tb_init(&t);
+    add_program(&t, "sbin/openrc-init");
+    add_layer(f, &t);
+    check(f, "openrc", NULL);
+}
+
 static void test_the_service_starts_the_agent(void **state)
 {
     (void)state;
@@ -81,6 +101,13 @@ static void test_the_service_starts_the_agent(void **state)
         id |= strcmp(f[i].path, "etc/machine-id") == 0 && f[i].text && !*f[i].text;
     }
     assert_true(unit && wanted && id);
+    f = image_init_files("openrc", &n);
+    assert_int_equal(n, 2);
+    assert_int_equal(f[0].mode, 0755);
+    assert_non_null(strstr(f[0].text, "--exec /.capsule/agent -- service\n"));
+    assert_string_equal(f[1].path, "etc/runlevels/default/capsule-agent");
+    CB_AUTO_FREE char *target = cb_xasprintf("/%s", f[0].path);
+    assert_string_equal(f[1].target, target);
 }
 
 int main(void)
@@ -88,6 +115,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_the_agent_needs_nothing),
         test_image(test_systemd_is_looked_for),
+        test_image(test_openrc_is_looked_for),
         cmocka_unit_test(test_the_service_starts_the_agent),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

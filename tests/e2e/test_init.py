@@ -21,6 +21,11 @@ ExecStop=/bin/sh -c 'echo the greeter was stopped > /dev/console'
 WantedBy=multi-user.target
 """
 
+GREETER_SCRIPT = """#!/sbin/openrc-run
+start() { return 0; }
+stop() { echo the greeter was stopped > /dev/console; }
+"""
+
 # The harness's server, which also ends when it is asked to.
 SERVER = ["perl", "-MIO::Socket::INET", "-e",
           '$s = IO::Socket::INET->new(LocalPort => 8080, Listen => 9, ReuseAddr => 1) or die $!; '
@@ -31,7 +36,24 @@ UP = ('test "$(cat /proc/1/comm)" = systemd && systemctl is-active greeter capsu
       '&& test "$(cat /etc/machine-id)" != "$(cat /built-in-id)"')
 
 
-class Systemd(E2E):
+class Boots(E2E):
+    def boots_and_ends(self, name):
+        """The start command ends when it is asked to, and with it the machine, through its init."""
+        port = harness.free_port()
+        p = self.home.start("boot", name, "--forward", f"{port}:8080")
+        try:
+            p.wait_for(r"is ready")
+            self.assertEqual(http_get(port, "/quit")[0], 200)
+            got = p.end(120)
+        finally:
+            p.kill()
+        self.assertEqual(got.rc, 0, str(got))
+        self.assertIn("the start command ended with exit status 0", got.text)
+        self.assertIn("the greeter was stopped", got.text)
+        self.assertEqual(self.home.left(), [])
+
+
+class Systemd(Boots):
     def test_it_boots_with_it_and_ends_with_it(self):
         config = self.home.config(
             "sysd", [("init", ["apt-get update && apt-get install -y --no-install-recommends systemd-sysv",
@@ -45,28 +67,33 @@ class Systemd(E2E):
         check = built.steps(phase="boot-check")[0]["output"]
         self.assertRegex(check, r"a boot command under systemd\nactive\nactive\n")
         self.assertEqual(self.home.manifest("sysd")["boot"]["init"], "systemd")
+        self.boots_and_ends("sysd")
 
-        port = harness.free_port()
-        p = self.home.start("boot", "sysd", "--forward", f"{port}:8080")
-        try:
-            p.wait_for(r"is ready")
-            self.assertEqual(http_get(port, "/quit")[0], 200)
-            got = p.end(120)
-        finally:
-            p.kill()
-        self.assertEqual(got.rc, 0, str(got))
-        self.assertIn("the start command ended with exit status 0", got.text)
-        self.assertIn("the greeter was stopped", got.text)
-        self.assertEqual(self.home.left(), [])
+
+class OpenRC(Boots):
+    def test_it_boots_with_it_and_ends_with_it(self):
+        config = self.home.config(
+            "openrc", [("init", ["apt-get update && apt-get install -y --no-install-recommends openrc",
+                                 f"cat > /etc/init.d/greeter <<'EOF'\n{GREETER_SCRIPT}EOF",
+                                 "chmod 755 /etc/init.d/greeter; rc-update add greeter default"])],
+            config={"tier": "s", "init": "openrc"}, start_command={"command": SERVER, "port": 8080, "health_path": "/"},
+            init_commands=["echo a boot command under $(cat /proc/1/comm)"],
+            healthcheck="rc-service greeter status && test \"$(hostname)\" = openrc")
+        built = self.ok(self.home.build(config, "--isolation", "container"))
+        self.assertIn("a boot command under openrc-init\n", built.steps(phase="boot-check")[0]["output"])
+        self.assertEqual(self.home.manifest("openrc")["boot"]["init"], "openrc")
+        self.boots_and_ends("openrc")
 
 
 class Missing(E2E):
     def test_an_image_without_it_is_refused_before_any_boot(self):
-        config = self.home.config("nothing", [], config={"tier": "s", "init": "systemd"})
-        got = self.home.build(config, "--isolation", "container")
-        self.ends(got, 2, r"init: systemd: the image has no /usr/lib/systemd/systemd", r"apt-get install .*systemd-sysv")
-        self.assertNotIn("boot-check", got.phases_run())
-        self.assertEqual(self.home.versions("nothing"), {})
+        for init, lacks, package in (("systemd", "/usr/lib/systemd/systemd", "systemd-sysv"), ("openrc", "/sbin/openrc-run", "openrc")):
+            with self.subTest(init=init):
+                config = self.home.config("nothing", [], config={"tier": "s", "init": init})
+                got = self.home.build(config, "--isolation", "container")
+                self.ends(got, 2, rf"init: {init}: the image has no {lacks}", rf"apt-get install .*{package}")
+                self.assertNotIn("boot-check", got.phases_run())
+                self.assertEqual(self.home.versions("nothing"), {})
 
 
 class Kernel(E2E):
