@@ -43,17 +43,20 @@ struct walk {
 int context_folder_open(struct context_folder *c, const char *path, struct cb_error *err)
 {
     CB_AUTO_BUF text = CB_BUF_INIT(IGNORE_FILE_MAX);
-    CB_AUTO_ERROR miss = CB_ERROR_INIT;
     *c = (struct context_folder){.fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
     if (c->fd < 0)
         return cb_fail_sys(err, errno, "open the config's folder %s", path);
-    CB_AUTO_FREE char *name = cb_xasprintf("%s/.dockerignore", path);
-    int rc = cb_read_file(name, IGNORE_FILE_MAX, &text, &miss);
-    if (rc == -(int)CB_E_NOTFOUND)
+    int rc = 0;
+    CB_AUTO_FD fd =
+        openat(c->fd, ".dockerignore", O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (fd < 0 && errno == ENOENT)
         return 0;
-    if (rc < 0)
-        rc = cb_error_move(err, &miss);
+    if (fd < 0)
+        rc = cb_fail(err, CB_E_CONFIG, ".dockerignore: %s",
+                     errno == ELOOP ? "a symbolic link is not followed" : strerror(errno));
     else
+        rc = cb_read_fd(fd, ".dockerignore", IGNORE_FILE_MAX, &text, err);
+    if (rc == 0)
         rc = ignore_parse(text.data ? text.data : "", text.len, ".dockerignore", &c->ignore, err);
     if (rc < 0)
         context_folder_close(c);

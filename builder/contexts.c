@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* What one layer takes; all are owned. */
 struct of_layer {
@@ -324,6 +325,17 @@ json_t *contents_copies_json(const struct build *b, size_t i)
 
 /* ---- into the machine ---- */
 
+struct sending {
+    const struct layers_progress *progress;
+    uint64_t total;
+};
+
+static void on_sent(void *arg, uint64_t bytes)
+{
+    const struct sending *s = arg;
+    s->progress->bytes(s->progress->arg, bytes, s->total, "bytes");
+}
+
 static int send(struct talk *t, const struct content *c, struct guest_copy *g, const char *to,
                 struct cb_error *err)
 {
@@ -331,6 +343,12 @@ static int send(struct talk *t, const struct content *c, struct guest_copy *g, c
     CB_AUTO_FD fd = open(c->path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return cb_fail_sys(err, errno, "open %s", c->path);
+    struct stat st;
+    struct sending sending = {.progress = &t->b->em.progress};
+    if (fstat(fd, &st) == 0)
+        sending.total = (uint64_t)st.st_size;
+    g->sent = on_sent;
+    g->sent_arg = &sending;
     g->to = clean;
     g->folder = c->folder;
     g->fd = fd;

@@ -1,7 +1,10 @@
 #include "builder/git_call.h"
 
+#include "schemas/git_source.h"
+#include "support/buf.h"
 #include "support/cleanup.h"
 #include "support/clock.h"
+#include "support/file.h"
 #include "support/mem.h"
 
 #include <errno.h>
@@ -9,6 +12,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
+
+enum { CREDENTIALS_MAX = 1 << 20 };
 
 static void call_free(struct git_call *c)
 {
@@ -37,16 +43,66 @@ static void heard(struct git_call *c)
     (void)pthread_mutex_unlock(&c->lock);
 }
 
-/* A key of the ssh agent; whatever else there is, is tried by nobody. */
+/* The ways to log in by ssh: the agent, then the user's usual keys, where they need no passphrase.
+ */
+static const char *const ssh_keys[] = {"", "id_ed25519", "id_ecdsa", "id_rsa"};
+enum { SSH_WAYS = sizeof(ssh_keys) / sizeof(ssh_keys[0]) };
+
+static int ssh_login(git_credential **out, struct git_call *c, const char *user)
+{
+    const char *home = getenv("HOME");
+    while (c->logins < SSH_WAYS) {
+        const char *key = ssh_keys[c->logins++];
+        if (!*key && getenv("SSH_AUTH_SOCK"))
+            return git_credential_ssh_key_from_agent(out, user);
+        CB_AUTO_FREE char *path = cb_xasprintf("%s/.ssh/%s", home ? home : "", key);
+        if (*key && home && access(path, R_OK) == 0)
+            return git_credential_ssh_key_new(out, user, NULL, path, "");
+    }
+    return GIT_PASSTHROUGH;
+}
+
+/* What `git credential-store` keeps, once. */
+static int stored_login(git_credential **out, struct git_call *c, const char *url)
+{
+    const char *home = getenv("HOME"), *xdg = getenv("XDG_CONFIG_HOME");
+    int rc = GIT_PASSTHROUGH;
+    if (c->logins++ || !home)
+        return rc;
+    CB_AUTO_FREE char *own = cb_xasprintf("%s/.git-credentials", home);
+    CB_AUTO_FREE char *config = xdg ? cb_xasprintf("%s/git/credentials", xdg)
+                                    : cb_xasprintf("%s/.config/git/credentials", home);
+    const char *const files[] = {own, config};
+    for (size_t i = 0; i < 2 && rc == GIT_PASSTHROUGH; i++) {
+        CB_AUTO_ERROR miss = CB_ERROR_INIT;
+        CB_AUTO_BUF text = CB_BUF_INIT(CREDENTIALS_MAX);
+        char *user = NULL, *password = NULL;
+        if (cb_read_file(files[i], CREDENTIALS_MAX, &text, &miss) < 0 || !text.data)
+            continue;
+        if (git_credentials_find(text.data, url, &user, &password)) {
+            rc = git_credential_userpass_plaintext_new(out, user, password);
+            explicit_bzero(password, strlen(password));
+            free(user);
+            free(password);
+        }
+        explicit_bzero(text.data, text.len);
+    }
+    return rc;
+}
+
+/* @url: where we are now, after redirections. Asked again when a login was refused. */
 static int login(git_credential **out, const char *url, const char *user, unsigned allowed,
                  void *arg)
 {
     struct git_call *c = arg;
-    (void)url;
     heard(c);
-    if (!(allowed & GIT_CREDENTIAL_SSH_KEY) || c->logins++ > 0)
-        return GIT_PASSTHROUGH; /* "authentication required" */
-    return git_credential_ssh_key_from_agent(out, user ? user : "git");
+    if (allowed & GIT_CREDENTIAL_SSH_KEY)
+        return ssh_login(out, c, user ? user : "git");
+    if (allowed & GIT_CREDENTIAL_USERNAME)
+        return git_credential_username_new(out, "git");
+    if (allowed & GIT_CREDENTIAL_USERPASS_PLAINTEXT)
+        return stored_login(out, c, url);
+    return GIT_PASSTHROUGH; /* "authentication required" */
 }
 
 static int on_progress(const git_indexer_progress *stats, void *arg)
@@ -77,8 +133,22 @@ void git_call_options(struct git_call *c, git_remote_callbacks *calls, git_proxy
 int git_fail(struct cb_error *err, int rc)
 {
     const git_error *e = git_error_last();
-    enum cb_code code = rc == GIT_EAUTH ? CB_E_AUTH : CB_E_NET;
-    return cb_fail(err, code, "%s", e && e->message ? e->message : "libgit2 gives no reason");
+    const char *text = e && e->message ? e->message : "libgit2 gives no reason";
+    if (rc == GIT_ECERTIFICATE) {
+        cb_fail(err, CB_E_UNTRUSTED, "%s", text);
+        return cb_hint(err,
+                       "https: name its authority in `ca_bundle` of the settings; ssh: compare "
+                       "the host's key and add it to ~/.ssh/known_hosts");
+    }
+    if (strstr(text, "status code: 404"))
+        return cb_fail(err, CB_E_NOTFOUND, "%s", text);
+    if (rc != GIT_EAUTH && !strstr(text, "authentication required") &&
+        !strstr(text, "status code: 40"))
+        return cb_fail(err, CB_E_NET, "%s", text);
+    cb_fail(err, CB_E_AUTH, "%s", text);
+    return cb_hint(err,
+                   "https: keep a login in ~/.git-credentials, as `git credential-store` does; "
+                   "ssh: load a key with ssh-add");
 }
 
 void git_prepare(const struct settings *s)

@@ -18,7 +18,7 @@ struct git_call {
     void (*release)(struct git_call *call);                  /* frees all of it */
 
     char *url, *proxy;
-    unsigned logins; /* only the thread: each way to log in is tried once */
+    unsigned logins; /* only the thread: ways to log in that were tried */
 
     pthread_mutex_t lock; /* guards what follows */
     pthread_cond_t answered;

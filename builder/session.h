@@ -118,6 +118,8 @@ struct guest_copy {
     const char *user;  /* or NULL: the layer's */
     bool as_root;
     int fd;
+    void (*sent)(void *arg, uint64_t bytes); /* so many of the pack were taken in; may be NULL */
+    void *sent_arg;
 };
 int session_copy(struct session *s, const struct guest_copy *c, struct cb_error *err);
 

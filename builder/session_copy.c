@@ -15,6 +15,7 @@ struct source {
     int fd;
     uint8_t *buf; /* FRAME_REQUEST_MAX */
     size_t at, end;
+    uint64_t before; /* bytes of the pack that were in front of the window */
     bool ended;
 };
 
@@ -23,6 +24,7 @@ static int fill(struct source *in, struct cb_error *err)
 {
     memmove(in->buf, in->buf + in->at, in->end - in->at);
     in->end -= in->at;
+    in->before += in->at;
     in->at = 0;
     while (!in->ended && in->end < FRAME_REQUEST_MAX) {
         ssize_t n = read(in->fd, in->buf + in->end, FRAME_REQUEST_MAX - in->end);
@@ -79,6 +81,8 @@ static int copy(struct session *s, const struct guest_copy *c, struct source *in
         rc = put_fields(in, &o, err);
         if (rc >= 0)
             rc = sess_ask(s, &o, SETUP_MS * s->factor, err);
+        if (rc >= 0 && c->sent)
+            c->sent(c->sent_arg, in->before + in->at);
     }
     return rc;
 }

@@ -283,3 +283,101 @@ int git_module_url(const char *parent, const char *url, char **out, struct cb_er
     *out = cb_take_ptr(&got);
     return 0;
 }
+
+/* ---- logins ---- */
+
+/* A URL of a store of credentials, in pieces that point into it. */
+struct pieces {
+    const char *scheme, *user, *password, *host, *path;
+    size_t scheme_len, user_len, password_len, host_len, path_len;
+};
+
+static bool split(const char *url, size_t n, struct pieces *out)
+{
+    *out = (struct pieces){.scheme = url};
+    const char *sep = memmem(url, n, "://", 3), *end = url + n;
+    if (!sep)
+        return false;
+    out->scheme_len = (size_t)(sep - url);
+    const char *host = sep + 3, *slash = memchr(host, '/', (size_t)(end - host));
+    const char *host_end = slash ? slash : end;
+    const char *at = memrchr(host, '@', (size_t)(host_end - host));
+    if (at) {
+        const char *colon = memchr(host, ':', (size_t)(at - host));
+        out->user = host;
+        out->user_len = (size_t)((colon ? colon : at) - host);
+        out->password = colon ? colon + 1 : NULL;
+        out->password_len = colon ? (size_t)(at - colon) - 1 : 0;
+        host = at + 1;
+    }
+    out->host = host;
+    out->host_len = (size_t)(host_end - host);
+    out->path = slash ? slash + 1 : end;
+    out->path_len = (size_t)(end - out->path);
+    while (out->path_len && out->path[out->path_len - 1] == '/')
+        out->path_len--;
+    return out->host_len > 0;
+}
+
+static int hex_digit(char c)
+{
+    return c >= '0' && c <= '9'   ? c - '0'
+           : c >= 'a' && c <= 'f' ? c - 'a' + 10
+           : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                  : -1;
+}
+
+/* Without its percent signs; NULL: not well-formed, or with a NUL in it. Owned. */
+static char *decoded(const char *p, size_t n)
+{
+    char *out = cb_xmalloc(n + 1);
+    size_t k = 0;
+    for (size_t i = 0; i < n; i++) {
+        int c = (unsigned char)p[i];
+        if (c == '%') {
+            int high = n - i > 2 ? hex_digit(p[i + 1]) : -1;
+            int low = n - i > 2 ? hex_digit(p[i + 2]) : -1;
+            c = high < 0 || low < 0 ? 0 : high * 16 + low;
+            i += 2;
+        }
+        if (!c) {
+            free(out);
+            return NULL;
+        }
+        out[k++] = (char)c;
+    }
+    out[k] = '\0';
+    return out;
+}
+
+static bool same_part(const char *a, size_t n, const char *b, size_t m)
+{
+    return n == m && memcmp(a, b, n) == 0;
+}
+
+bool git_credentials_find(const char *text, const char *url, char **user, char **password)
+{
+    struct pieces want, line;
+    if (!split(url, strlen(url), &want))
+        return false;
+    for (const char *p = text; *p;) {
+        size_t n = strcspn(p, "\n"), len = n && p[n - 1] == '\r' ? n - 1 : n;
+        bool fits =
+            split(p, len, &line) && line.user && line.password &&
+            same_part(line.scheme, line.scheme_len, want.scheme, want.scheme_len) &&
+            line.host_len == want.host_len &&
+            strncasecmp(line.host, want.host, line.host_len) == 0 &&
+            (!line.path_len || same_part(line.path, line.path_len, want.path, want.path_len)) &&
+            (!want.user || same_part(line.user, line.user_len, want.user, want.user_len));
+        if (fits) {
+            *user = decoded(line.user, line.user_len);
+            *password = decoded(line.password, line.password_len);
+            if (*user && *password)
+                return true;
+            free(*user);
+            free(*password);
+        }
+        p += n + (p[n] == '\n');
+    }
+    return false;
+}

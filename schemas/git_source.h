@@ -26,6 +26,11 @@ void git_modules_release(struct git_modules *m);
 /* The URL of the module at @path, or NULL. Borrowed. */
 const char *git_modules_url(const struct git_modules *m, const char *path);
 
+/* The login for @url in a file of `git credential-store`: a line "https://USER:PASSWORD@HOST" whose
+ * scheme, host and port are those of @url, and its path and user where the line or @url has them.
+ * False: there is none. *@user and *@password are owned. */
+bool git_credentials_find(const char *text, const char *url, char **user, char **password);
+
 /* What @url in a .gitmodules of repository @parent means: `./x` and `../x` are relative to it.
  * *@out is owned. -CB_E_UNTRUSTED when it is not a URL that can be fetched, or leads to files of
  * this machine from a repository that is not one of them. */

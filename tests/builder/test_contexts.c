@@ -3,6 +3,8 @@
 #include "check.h"
 
 #include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -150,6 +152,11 @@ static void test_what_dockerignore_leaves_out(void **state)
     put(dir, ".dockerignore", "app\n");
     expect_error(dir, "app", CB_E_CONFIG, "app: .dockerignore leaves it out");
     expect_error(dir, "app/a/b", CB_E_CONFIG, "app/a/b: .dockerignore leaves it out");
+    CB_AUTO_FREE char *rules = cb_xasprintf("%s/.dockerignore", dir);
+    assert_int_equal(unlink(rules), 0);
+    put_link(dir, ".dockerignore", "top.conf");
+    expect_error(dir, "app", CB_E_CONFIG, ".dockerignore: a symbolic link is not followed");
+    assert_int_equal(unlink(rules), 0);
     put(dir, ".dockerignore", "a[\n");
     expect_error(dir, "app", CB_E_CONFIG, ".dockerignore:1: a[: a bracket that is not closed");
 }
@@ -177,6 +184,56 @@ static void test_what_cannot_be_packed(void **state)
     struct pack_sum sum;
     CB_AUTO_FREE char *got = pack_of(dir, SOURCES("app"), &sum, NULL, &err);
     assert_non_null(got);
+}
+
+struct flipping {
+    char *folder, *link, *file, *file_link;
+    atomic_bool stop;
+};
+
+/* While it is read, a folder of the project becomes a link to one outside and back, all the time:
+ * what is outside never gets in. */
+static void *flip(void *arg)
+{
+    struct flipping *f = arg;
+    while (!atomic_load(&f->stop)) {
+        (void)renameat2(AT_FDCWD, f->folder, AT_FDCWD, f->link, RENAME_EXCHANGE);
+        (void)renameat2(AT_FDCWD, f->file, AT_FDCWD, f->file_link, RENAME_EXCHANGE);
+    }
+    return NULL;
+}
+
+static void test_nothing_from_outside_in_a_race(void **state)
+{
+    CB_AUTO_FREE char *dir = project(state);
+    put(*state, "outside/secret", "s");
+    put(dir, "app/sub/secret", "mine!");
+    put(dir, "app/one", "mine!");
+    put_link(dir, "link", "../outside");
+    put_link(dir, "app/other", "../../outside/secret");
+    struct flipping f = {.folder = cb_xasprintf("%s/app/sub", dir),
+                         .link = cb_xasprintf("%s/link", dir),
+                         .file = cb_xasprintf("%s/app/one", dir),
+                         .file_link = cb_xasprintf("%s/app/other", dir)};
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, flip, &f), 0);
+    unsigned whole = 0;
+    for (int i = 0; i < 2000; i++) {
+        CB_AUTO_ERROR err = CB_ERROR_INIT;
+        struct pack_sum sum;
+        const char *source = i % 2 ? "app" : "app/sub/secret";
+        CB_AUTO_FREE char *got = pack_of(dir, SOURCES(source), &sum, NULL, &err);
+        if (got)
+            assert_null(strstr(got, "f 644 1 ")); /* "s" is one byte */
+        whole += got != NULL;
+    }
+    atomic_store(&f.stop, true);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_true(whole > 0);
+    free(f.folder);
+    free(f.link);
+    free(f.file);
+    free(f.file_link);
 }
 
 static void test_the_digest_is_of_content(void **state)
@@ -282,6 +339,7 @@ int main(void)
         test_in_dir(test_what_is_packed),
         test_in_dir(test_what_dockerignore_leaves_out),
         test_in_dir(test_what_cannot_be_packed),
+        test_in_dir(test_nothing_from_outside_in_a_race),
         test_in_dir(test_the_digest_is_of_content),
         cmocka_unit_test(test_a_digest_knows_borders),
         cmocka_unit_test(test_what_no_pack_takes),

@@ -1,13 +1,20 @@
 """What layers take from outside: files beside the config and commands of type copy, in both builders."""
 
+import base64
 import hashlib
+import http.server
 import json
 import os
+import pwd
+import re
 import shutil
+import signal
 import socket
+import ssl
 import subprocess
+import threading
 
-from harness import E2E
+from harness import E2E, free_port, wait_until
 
 
 def command(kind, *args, **more):
@@ -317,3 +324,149 @@ class GitContainer(Git, E2E):
 
 class GitVm(Git, E2E):
     builder = "vm"
+
+
+class GitHttp:
+    """`git http-backend` behind HTTPS; what is below /private needs a login."""
+
+    def __init__(self, folder, root):
+        def openssl(*args):
+            subprocess.run(["openssl", *args], cwd=folder, check=True, capture_output=True)
+        openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+                "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", "tls.key", "-out", "tls.pem")
+        self.ca, self.seen = folder / "tls.pem", []
+        this = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_):
+                pass
+
+            def answer(self, status, headers=(), body=b""):
+                self.send_response(status)
+                for k, v in (*headers, ("Content-Length", str(len(body)))):
+                    self.send_header(k, v)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_GET(self):
+                path, _, query = self.path.partition("?")
+                length = int(self.headers.get("Content-Length") or 0)
+                if self.headers.get("Transfer-Encoding") == "chunked":
+                    body = b""
+                    while (n := int(self.rfile.readline(), 16)):
+                        body += self.rfile.read(n)
+                        self.rfile.readline()
+                    self.rfile.readline()
+                else:
+                    body = self.rfile.read(length)
+                login = self.headers.get("Authorization")
+                this.seen.append((self.command, path, login))
+                if path.startswith("/private/") and login != "Basic " + base64.b64encode(b"me:p w").decode():
+                    return self.answer(401, [("WWW-Authenticate", 'Basic realm="git"')])
+                env = os.environ | {"GIT_PROJECT_ROOT": str(root), "GIT_HTTP_EXPORT_ALL": "1", "REQUEST_METHOD": self.command,
+                                    "PATH_INFO": path.removeprefix("/private"), "QUERY_STRING": query,
+                                    "CONTENT_TYPE": self.headers.get("Content-Type", ""),
+                                    "CONTENT_LENGTH": str(len(body)), "REMOTE_ADDR": "127.0.0.1",
+                                    "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory",
+                                    "GIT_CONFIG_VALUE_0": "*"}
+                out = subprocess.run(["git", "http-backend"], env=env, input=body, capture_output=True, check=True).stdout
+                head, _, content = out.partition(b"\r\n\r\n")
+                headers = [tuple(line.decode().split(": ", 1)) for line in head.split(b"\r\n")]
+                status = next((int(v.split()[0]) for k, v in headers if k == "Status"), 200)
+                self.answer(status, [h for h in headers if h[0] != "Status"], content)
+
+            do_POST = do_GET
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / "tls.pem", folder / "tls.key")
+        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"https://localhost:{self.server.server_port}"
+
+    def stop(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class Remotes(E2E):
+    """Repositories over https and ssh, by the plan and by a build's fetch."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.repo = Repository(cls.folder / "repo")
+        cls.commit = cls.repo.commit("one", file="content\n")
+        cls.user = cls.folder / "user"
+        cls.user.mkdir()
+
+    def build(self, url, name, home, **env):
+        path = self.folder / f"{name}.yaml"
+        path.write_text(json.dumps({"display_name": name, "base_image": "minimal-debian", "config": {"tier": "s"}, "layers": [
+            {"name": "src", "context": [{"git": url, "dst": "/srv"}], "init_commands": ["cat /srv/file"]}]}))
+        return self.home.build(path, "--isolation", "container", "--no-boot-check", env={"HOME": str(home), **env})
+
+    def test_https(self):
+        server = GitHttp(self.folder, self.folder)
+        self.addCleanup(server.stop)
+        trust = {"CAPSULE_BUILD_CA_BUNDLE": str(server.ca)}
+        got = self.build(f"{server.url}/repo", "no-trust", self.user)
+        self.ends(got, 1)
+        self.assertRegex(got.error, r"(?i)layer src: context: https://localhost.*certificate")
+        got = self.ok(self.build(f"{server.url}/repo", "public", self.user, **trust))
+        self.assertIn("content", got.output("src"))
+        self.ends(self.build(f"{server.url}/nothing", "absent", self.user, **trust), 1)
+        got = self.build(f"{server.url}/private/repo", "private", self.user, **trust)
+        self.ends(got, 1)
+        self.assertRegex(got.error + got.err, r"(?i)authenticat|401")
+        (self.user / ".git-credentials").write_text("https://me:other@elsewhere.example\n"
+                                                    f"{server.url.replace('//', '//me:p%20w@')}\n")
+        del server.seen[:]
+        got = self.ok(self.build(f"{server.url}/private/repo", "private", self.user, **trust))
+        # what is stored where is the same content: its layer comes from the cache
+        self.assertEqual(got.commands_run(), [])
+        self.assertTrue(any(login for _, _, login in server.seen))
+        self.assertNotIn("p%20w", got.out + got.err)
+        self.assertNotIn("p w", got.out + got.err)
+
+    def test_ssh(self):
+        sshd = shutil.which("sshd", path=os.environ["PATH"] + ":/usr/sbin")
+        if not sshd:
+            self.skipTest("no sshd (openssh-server)")
+        folder = self.folder / "ssh"
+        (folder / "home" / ".ssh").mkdir(parents=True, mode=0o700)
+        for key in ("host", "home/.ssh/id_ed25519"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
+        shutil.copy(folder / "home/.ssh/id_ed25519.pub", folder / "authorized")
+        port, user = free_port(), pwd.getpwuid(os.getuid()).pw_name
+        (folder / "config").write_text(
+            f"ListenAddress 127.0.0.1:{port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
+            f"PidFile {folder}/pid\nStrictModes no\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication no\n")
+        os.makedirs("/run/sshd", exist_ok=True)
+        daemon = subprocess.Popen([sshd, "-D", "-e", "-f", folder / "config"], stderr=subprocess.DEVNULL)
+        self.addCleanup(daemon.wait)
+        self.addCleanup(daemon.terminate)
+        wait_until(lambda: (folder / "pid").exists(), "sshd")
+        url, home = f"ssh://{user}@127.0.0.1:{port}{self.repo.path}", folder / "home"
+        got = self.build(url, "stranger", home)
+        self.ends(got, 1)  # nobody said that this host is the one
+        self.assertRegex(got.error + got.err, r"(?i)host key|certificate|known")
+        public = (folder / "host.pub").read_text().split()
+        (home / ".ssh" / "known_hosts").write_text(f"[127.0.0.1]:{port} {public[0]} {public[1]}\n")
+        got = self.ok(self.build(url, "by-file", home))
+        self.assertRegex(got.notes, rf"commit {self.commit}, .* fetched")
+        # the agent's key, and nothing in a file
+        agent = subprocess.run(["ssh-agent", "-s", "-a", folder / "agent"], check=True, capture_output=True, text=True).stdout
+        self.addCleanup(os.kill, int(re.search(r"SSH_AGENT_PID=(\d+)", agent)[1]), signal.SIGTERM)
+        sock = {"SSH_AUTH_SOCK": str(folder / "agent")}
+        subprocess.run(["ssh-add", "-q", home / ".ssh" / "id_ed25519"], env=os.environ | sock, check=True, capture_output=True)
+        (home / ".ssh" / "id_ed25519").unlink()
+        shutil.rmtree(self.home.path / "git")
+        got = self.ok(self.build(url, "by-agent", home, **sock))
+        self.assertRegex(got.notes, rf"commit {self.commit}, .* fetched")
+        shutil.rmtree(self.home.path / "git")
+        got = self.build(url, "by-nothing", home)
+        self.ends(got, 1)
+        self.assertRegex(got.text, r"ssh-add")

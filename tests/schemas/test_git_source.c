@@ -139,12 +139,57 @@ static void test_what_is_no_gitmodules(void **state)
                  ".gitmodules: more than 1000 submodules");
 }
 
+static void test_logins(void **state)
+{
+    static const char text[] = "https://u:p@h.example\r\n"
+                               "nonsense\n"
+                               "https://nobody@h2.example\n"
+                               "https://a%40b:p%3a%25s@H2.example:8443\n"
+                               "https://x:y@h3.example/o/r.git\n"
+                               "https://bad:%zz@h4.example\n"
+                               "https://cut:%4@h4.example\n"
+                               "https://nul:a%00b@h4.example\n"
+                               "https://first:1@h5.example\nhttps://second:2@h5.example";
+    static const struct {
+        const char *url, *user, *password; /* NULL: none */
+    } cases[] = {
+        {"https://h.example/o/r", "u", "p"},
+        {"http://h.example/o/r", NULL, NULL},
+        {"https://h.example:444/o/r", NULL, NULL},
+        {"https://h.example.evil/o/r", NULL, NULL},
+        {"https://evil/@h.example", NULL, NULL},
+        {"https://h2.example:8443/r", "a@b", "p:%s"},
+        {"https://h2.example/r", NULL, NULL},
+        {"https://h3.example/o/r.git/", "x", "y"},
+        {"https://h3.example/o/other.git", NULL, NULL},
+        {"https://h4.example/r", NULL, NULL},
+        {"https://h5.example/r", "first", "1"},
+        {"https://second@h5.example/r", "second", "2"},
+        {"https://third@h5.example/r", NULL, NULL},
+        {"git@h.example:o", NULL, NULL},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        char *user = NULL, *password = NULL;
+        bool got = git_credentials_find(text, cases[i].url, &user, &password);
+        if (got != (cases[i].user != NULL))
+            fail_msg("%s", cases[i].url);
+        if (!got)
+            continue;
+        assert_string_equal(user, cases[i].user);
+        assert_string_equal(password, cases[i].password);
+        free(user);
+        free(password);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_urls),
         cmocka_unit_test(test_urls_of_submodules),
         cmocka_unit_test(test_modules),
+        cmocka_unit_test(test_logins),
         cmocka_unit_test(test_what_is_no_gitmodules),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
