@@ -73,6 +73,7 @@ void build_release(struct build *b)
         if (b->layers[i].have_diff)
             layer_blob_release(&b->layers[i].diff);
         drive_images_free(b->layers[i].drives, b->layers[i].n_drives);
+        cb_strv_release(&b->layers[i].hosts);
     }
     free(b->layers);
     cache_key_release(&b->task_key);

@@ -20,6 +20,8 @@ struct build_layer {
     struct layer_blob diff;     /* owned when have_diff */
     struct drive_image *drives; /* owned: those that its commands fill, when have_diff */
     size_t n_drives;
+    bool watched;         /* `hosts` is all that its commands talked to */
+    struct cb_strv hosts; /* "pypi.org:443/tcp", sorted */
 };
 
 struct build {

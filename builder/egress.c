@@ -9,7 +9,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SAID_MAX = 100, NAMED_MAX = 8, RESOLVER = 0x0a000203 /* NETNS_DNS */ };
+enum {
+    SAID_MAX = 100,
+    NAMED_MAX = 8,
+    REQUESTS_MAX = 256,   /* of a step */
+    HOSTS_MAX = 4096,     /* of a layer */
+    RESOLVER = 0x0a000203 /* NETNS_DNS */
+};
 
 struct egress {
     struct emitter *em;
@@ -27,6 +33,9 @@ struct egress {
     struct gateway *gateway;
     struct cb_strv refused; /* since then, distinct */
     size_t more;            /* refused and not kept */
+    json_t *requests;       /* since then */
+    struct cb_strv hosts;   /* since the last egress_take_hosts() */
+    bool hosts_cut;
 };
 
 /* ---- the policies of a file ---- */
@@ -216,14 +225,63 @@ static void say_refused(struct egress *e, const struct gateway_report *r)
         emit_note(e->em, "step %d: %s", e->em->last_step, b.data);
 }
 
+/* The host as it is recorded: its name where there is one. */
+static const char *recorded(const struct gateway_report *r, char address[INET_ADDRSTRLEN])
+{
+    const struct in_addr a = {htonl(r->address)};
+    if (r->name[0])
+        return r->name;
+    return inet_ntop(AF_INET, &a, address, INET_ADDRSTRLEN) ? address : "";
+}
+
+static void keep_request(struct egress *e, const struct gateway_report *r)
+{
+    char address[INET_ADDRSTRLEN];
+    bool name = r->event == GATEWAY_REFUSED_NAME;
+    if (json_array_size(e->requests) >= REQUESTS_MAX)
+        return;
+    json_t *o = json_pack("{s:s, s:b}", "host", recorded(r, address), "allowed",
+                          (int)(r->event == GATEWAY_CONTACT));
+    if (o && !name) {
+        (void)json_object_set_new(o, "port", json_integer(r->port));
+        (void)json_object_set_new(o, "protocol",
+                                  json_string(r->protocol == POLICY_UDP ? "udp" : "tcp"));
+    }
+    for (size_t i = 0; o && i < json_array_size(e->requests); i++)
+        if (json_equal(json_array_get(e->requests, i), o)) {
+            json_decref(o);
+            return;
+        }
+    (void)json_array_append_new(e->requests, o);
+}
+
+static void keep_host(struct egress *e, const struct gateway_report *r)
+{
+    char address[INET_ADDRSTRLEN];
+    CB_AUTO_FREE char *text = cb_xasprintf("%s:%u/%s", recorded(r, address), r->port,
+                                           r->protocol == POLICY_UDP ? "udp" : "tcp");
+    for (size_t i = 0; i < e->hosts.n; i++)
+        if (strcmp(e->hosts.v[i], text) == 0)
+            return;
+    if (e->hosts.n < HOSTS_MAX)
+        cb_strv_add(&e->hosts, text);
+    else
+        e->hosts_cut = true;
+}
+
 static void on_report(void *arg, const struct gateway_report *r)
 {
     struct egress *e = arg;
+    if (r->event != GATEWAY_LOST)
+        keep_request(e, r);
     switch (r->event) {
-    case GATEWAY_CONTACT: break;
+    case GATEWAY_CONTACT: keep_host(e, r); break;
     case GATEWAY_REFUSED_NAME:
     case GATEWAY_REFUSED: say_refused(e, r); break;
-    case GATEWAY_LOST: e->more += r->count; break;
+    case GATEWAY_LOST:
+        e->more += r->count;
+        e->hosts_cut = true;
+        break;
     }
 }
 
@@ -235,6 +293,11 @@ static bool closes_something(const struct egress *e)
         if (!gateway_policy_open(&e->policies[i]))
             return true;
     return false;
+}
+
+static void say_unwatched(struct egress *e, const char *why)
+{
+    emit_note(e->em, "whom the commands talk to is not recorded: %s", why);
 }
 
 static int prepare(struct egress *e, const struct workload_config *c,
@@ -253,14 +316,21 @@ static int prepare(struct egress *e, const struct workload_config *c,
     read_proxy(e, settings->proxy);
     find_packages(e, settings);
     make_policies(e, c);
-    if (!closes_something(e))
+    bool closes = closes_something(e);
+    CB_AUTO_ERROR why = CB_ERROR_INIT;
+    rc = gateway_probe(&why);
+    if (rc < 0 && !closes) {
+        say_unwatched(e, why.msg);
         return 0;
-    rc = gateway_probe(err);
-    if (rc < 0)
-        return cb_wrap(err, "the config says which hosts its commands may reach, and nothing here "
-                            "can see to that");
+    }
+    if (rc < 0) {
+        cb_wrap(&why, "the config says which hosts its commands may reach, and nothing here can "
+                      "see to that");
+        return cb_error_move(err, &why);
+    }
     const struct gateway_spec spec = {.policies = e->policies,
                                       .n_policies = e->n,
+                                      .optional = !closes,
                                       .resolver = RESOLVER,
                                       .report = on_report,
                                       .arg = e};
@@ -276,6 +346,7 @@ int egress_open(const struct workload_config *c, const struct settings *settings
         return 0;
     struct egress *e = cb_xcalloc(1, sizeof(*e));
     e->em = em;
+    e->requests = json_array();
     int rc = prepare(e, c, settings, err);
     if (rc < 0 || !e->gateway)
         egress_free(e);
@@ -290,6 +361,8 @@ void egress_free(struct egress *e)
         return;
     gateway_free(e->gateway);
     network_policy_release(&e->rules);
+    json_decref(e->requests);
+    cb_strv_release(&e->hosts);
     cb_strv_release(&e->refused);
     cb_strv_release(&e->packages);
     free(e->proxy);
@@ -303,9 +376,21 @@ struct gateway *egress_gateway(const struct egress *e)
     return e ? e->gateway : NULL;
 }
 
+static bool watches(const struct egress *e)
+{
+    return e && gateway_runs(e->gateway);
+}
+
+void egress_started(struct egress *e)
+{
+    if (e && !watches(e))
+        say_unwatched(e, gateway_why_not(e->gateway) ? gateway_why_not(e->gateway)
+                                                     : "the machine has this machine's network");
+}
+
 int egress_hold(struct egress *e, const struct command *cmd, struct cb_error *err)
 {
-    if (!e)
+    if (!watches(e))
         return 0;
     size_t next = 0;
     for (size_t i = 1; cmd && i < e->n && !next; i++)
@@ -317,21 +402,57 @@ int egress_hold(struct egress *e, const struct command *cmd, struct cb_error *er
     cb_strv_release(&e->refused);
     e->refused = (struct cb_strv){0};
     e->more = 0;
+    (void)json_array_clear(e->requests);
     return 0;
 }
 
 void egress_poll(struct egress *e)
 {
-    if (e)
+    if (watches(e))
         gateway_poll(e->gateway);
+}
+
+/* Takes in all that was said until now. */
+static void settle(struct egress *e)
+{
+    CB_AUTO_ERROR ignored = CB_ERROR_INIT; /* the next egress_hold() says it */
+    (void)gateway_select(e->gateway, e->holds, &ignored);
+}
+
+const json_t *egress_requests(struct egress *e)
+{
+    if (!watches(e))
+        return NULL;
+    settle(e);
+    return e->requests;
+}
+
+static int by_text(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+bool egress_take_hosts(struct egress *e, struct cb_strv *out)
+{
+    if (!watches(e))
+        return false;
+    settle(e);
+    if (e->hosts_cut)
+        emit_warning(e->em, "the commands talked to so many hosts that not all are recorded");
+    e->hosts_cut = false;
+    if (e->hosts.n)
+        qsort(e->hosts.v, e->hosts.n, sizeof(*e->hosts.v), by_text);
+    cb_strv_release(out);
+    *out = e->hosts;
+    e->hosts = (struct cb_strv){0};
+    return true;
 }
 
 char *egress_refused(struct egress *e)
 {
-    CB_AUTO_ERROR ignored = CB_ERROR_INIT;
-    if (!e)
+    if (!watches(e))
         return cb_xstrdup("");
-    (void)gateway_select(e->gateway, e->holds, &ignored); /* all that was said until now */
+    settle(e);
     CB_AUTO_BUF b = CB_BUF_INIT(64 << 10);
     size_t more = e->more;
     for (size_t i = 0; i < e->refused.n; i++) {

@@ -47,6 +47,7 @@ struct gateway {
     struct gateway_spec spec;
     pid_t pid; /* 0: not started */
     int control;
+    char *why_not;
 };
 
 /* ---- the process: system calls only until gateway_run() ---- */
@@ -243,7 +244,23 @@ void gateway_free(struct gateway *g)
     if (!g)
         return;
     stop(g);
+    free(g->why_not);
     free(g);
+}
+
+bool gateway_optional(const struct gateway *g)
+{
+    return g && g->spec.optional;
+}
+
+const char *gateway_why_not(const struct gateway *g)
+{
+    return g->why_not;
+}
+
+bool gateway_runs(const struct gateway *g)
+{
+    return g && g->pid > 0;
 }
 
 int gateway_probe(struct cb_error *err)
@@ -312,10 +329,9 @@ static int next_message(const struct gateway *g, void *to, size_t size, struct c
     }
 }
 
-int gateway_start(struct gateway *g, const struct netns *ns, struct cb_error *err)
+static int start(struct gateway *g, const struct netns *ns, struct cb_error *err)
 {
     int pair[2];
-    stop(g);
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
         return cb_fail_sys(err, errno, "start the build's gateway");
     g->control = pair[0];
@@ -336,11 +352,20 @@ int gateway_start(struct gateway *g, const struct netns *ns, struct cb_error *er
         rc = cb_fail(err, CB_E_ENV, "the build's gateway did not start: %s: %s", s.what,
                      strerror(s.sys));
     }
-    if (rc == 0)
-        rc = redirect(ns, s.port, err);
-    if (rc < 0)
-        stop(g);
-    return rc;
+    return rc < 0 ? rc : redirect(ns, s.port, err);
+}
+
+int gateway_start(struct gateway *g, const struct netns *ns, struct cb_error *err)
+{
+    stop(g);
+    free(cb_take_ptr(&g->why_not));
+    CB_AUTO_ERROR why = CB_ERROR_INIT;
+    int rc = start(g, ns, &why);
+    if (rc >= 0)
+        return rc;
+    stop(g);
+    g->why_not = cb_xstrdup(why.msg);
+    return cb_error_move(err, &why);
 }
 
 /* It has read what strangers sent: what it says is checked, too. */

@@ -39,6 +39,7 @@ struct gateway_spec {
     const struct gateway_policy *policies; /* of which one holds at a time; borrowed, unchanged */
     size_t n_policies;                     /* at least 1 */
     uint32_t resolver;                     /* asked for names, in the outer namespace, port 53 */
+    bool optional; /* nothing is closed: a machine may do without it, and tells nothing then */
     /* Each distinct report of the time that a policy holds, once. */
     void (*report)(void *arg, const struct gateway_report *r);
     void *arg;
@@ -48,11 +49,16 @@ struct gateway;
 struct gateway *gateway_new(const struct gateway_spec *spec); /* owned; starts nothing */
 void gateway_free(struct gateway *g);                         /* NULL is fine */
 
+bool gateway_optional(const struct gateway *g); /* spec.optional; false for NULL */
+/* Why the last gateway_start() failed; borrowed, NULL while it runs or was not started. */
+const char *gateway_why_not(const struct gateway *g);
+
 /* Can it run here? -CB_E_ENV with a hint when nft is missing. */
 int gateway_probe(struct cb_error *err);
 struct netns;
 /* Starts it between the namespaces of @ns, where policy 0 holds. One that ran before is ended. */
 int gateway_start(struct gateway *g, const struct netns *ns, struct cb_error *err);
+bool gateway_runs(const struct gateway *g); /* NULL: false */
 /* Makes policy @i hold, for connections that are open as well, and reports all that was refused or
  * let through before. -CB_E_ENV when the gateway has ended. */
 int gateway_select(struct gateway *g, size_t i, struct cb_error *err);

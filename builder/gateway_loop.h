@@ -16,6 +16,7 @@ enum {
     ASKED_MAX = 128,
     NAMES_MAX = 4096,
     SEEN_MAX = 512,
+    TRIED_MAX = 8,
     PACKET_MAX = 65536,
 };
 
@@ -52,6 +53,8 @@ struct conn {
     uint32_t address;
     uint16_t port;
     uint32_t generation;
+    uint32_t tried[TRIED_MAX]; /* addresses of the server that did not answer */
+    size_t n_tried;
     uint32_t client_events, server_events; /* that epoll waits for */
     struct peeked peeked;
     uint64_t left; /* OPEN: bytes from the client until it is judged again; PEEK_ALL: never */
@@ -109,9 +112,14 @@ void loop_report(struct loop *g, const struct gateway_report *r);
 
 /* gateway_names.c */
 void names_give(struct loop *g, uint32_t address, const char *name, uint32_t ttl);
+/* Was it given for that? */
+bool names_vouch(const struct loop *g, uint32_t address, const char *name);
 /* The verdict on an address: with @claimed, the name that the client itself says ("": none), else
  * by every name that it was given for. @q->name is set to the one that decided, or NULL. */
 enum gateway_verdict names_decide(struct loop *g, const char *claimed, struct gateway_question *q);
+/* Another address that was given for a name of @address and is none of the @n of @tried; 0: there
+ * is none. */
+uint32_t names_other(const struct loop *g, uint32_t address, const uint32_t *tried, size_t n);
 /* Is the proxy of the settings there? */
 bool names_is_proxy(const struct loop *g, uint32_t address, uint16_t port);
 

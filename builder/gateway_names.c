@@ -30,12 +30,31 @@ void names_give(struct loop *g, uint32_t address, const char *name, uint32_t ttl
     memcpy(to->name, name, strlen(name) + 1);
 }
 
-static bool vouched(const struct loop *g, uint32_t address, const char *name)
+bool names_vouch(const struct loop *g, uint32_t address, const char *name)
 {
     for (size_t i = 0; i < NAMES_MAX; i++)
         if (is_given(g, &g->given[i], address) && strcmp(g->given[i].name, name) == 0)
             return true;
     return false;
+}
+
+static bool is_among(uint32_t address, const uint32_t *list, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (list[i] == address)
+            return true;
+    return false;
+}
+
+uint32_t names_other(const struct loop *g, uint32_t address, const uint32_t *tried, size_t n)
+{
+    for (size_t i = 0; i < NAMES_MAX; i++) {
+        const struct given *a = &g->given[i];
+        if (a->until_ms > g->now_ms && !is_among(a->address, tried, n) &&
+            names_vouch(g, address, a->name))
+            return a->address;
+    }
+    return 0;
 }
 
 bool names_is_proxy(const struct loop *g, uint32_t address, uint16_t port)
@@ -45,7 +64,7 @@ bool names_is_proxy(const struct loop *g, uint32_t address, uint16_t port)
                                        .address = address,
                                        .port = port,
                                        .name = proxy,
-                                       .vouched = proxy && vouched(g, address, proxy)};
+                                       .vouched = proxy && names_vouch(g, address, proxy)};
     return gateway_is_proxy(g->policy, &q);
 }
 
@@ -59,7 +78,7 @@ enum gateway_verdict names_decide(struct loop *g, const char *claimed, struct ga
 {
     if (claimed && *claimed && !is_literal(claimed)) {
         q->name = claimed;
-        q->vouched = vouched(g, q->address, claimed);
+        q->vouched = names_vouch(g, q->address, claimed);
         return gateway_decide(g->policy, q);
     }
     enum gateway_verdict first = GATEWAY_VERDICT_N;

@@ -44,7 +44,7 @@ static void report(struct loop *g, struct conn *c, enum gateway_verdict v, const
 static void note_contact(struct loop *g, struct conn *c)
 {
     struct gateway_question q = {.protocol = POLICY_TCP, .address = c->address, .port = c->port};
-    if (c->reported || c->server < 0)
+    if (c->reported || c->state == CONN_DNS)
         return;
     if (names_decide(g, NULL, &q) == GATEWAY_ALLOWED)
         report(g, c, GATEWAY_ALLOWED, q.name);
@@ -166,22 +166,42 @@ static enum gateway_verdict judge(struct loop *g, const struct conn *c, const ch
     return c->peeked.kind == PEEK_BROKEN ? REFUSED_UNREADABLE : v;
 }
 
+/* Who was contacted is not what a client says it is: a name counts where the gateway gave this
+ * address for it, or where the proxy of the settings looks for it. */
+static void report_allowed(struct loop *g, struct conn *c, const char *name)
+{
+    struct gateway_question q = {.protocol = POLICY_TCP, .address = c->address, .port = c->port};
+    struct gateway_report r = {.event = GATEWAY_CONTACT, .protocol = POLICY_TCP};
+    bool named = name && names_vouch(g, c->address, name);
+    if (!named && names_decide(g, NULL, &q) == GATEWAY_ALLOWED)
+        name = q.name;
+    if (c->peeked.kind == PEEK_PROXY && !c->proxy) {
+        r.address = c->address;
+        r.port = c->port;
+        if (name)
+            memcpy(r.name, name, strlen(name) + 1);
+        loop_report(g, &r);
+    }
+    report(g, c, GATEWAY_ALLOWED, name);
+}
+
 /* Judges what is at the front of the stream, if it is enough for that. */
 static void greet(struct loop *g, struct conn *c)
 {
     const char *name;
     gateway_peek(c->up.data + c->up.at, c->up.len, &c->peeked);
     if (c->peeked.kind == PEEK_MORE) {
-        if (!c->up.eof)
+        if (!c->up.eof && !g->open_policy)
             return;
-        c->peeked.kind = PEEK_OTHER; /* it said all it had to say */
+        c->peeked.kind = PEEK_OTHER; /* it said all it had to say, or all that is waited for */
     }
     enum gateway_verdict v = judge(g, c, &name);
-    report(g, c, v, name);
     if (v != GATEWAY_ALLOWED) {
+        report(g, c, v, name);
         drop(c);
         return;
     }
+    report_allowed(g, c, name);
     c->state = CONN_OPEN;
     c->left = g->open_policy ? PEEK_ALL : c->peeked.length;
 }
@@ -298,8 +318,22 @@ static void begin(struct conn *c, int client, const struct sockaddr_in *to)
     c->server_events = 0;
     c->peeked = (struct peeked){.kind = PEEK_MORE};
     c->left = 0;
+    c->n_tried = 0;
     c->up.at = c->up.len = c->down.at = c->down.len = 0;
     c->up.eof = c->up.shut = c->down.eof = c->down.shut = false;
+}
+
+static bool open_server(struct conn *c)
+{
+    const struct sockaddr_in to = {
+        .sin_family = AF_INET, .sin_addr.s_addr = htonl(c->address), .sin_port = htons(c->port)};
+    c->server = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (c->server < 0)
+        return false;
+    c->connecting = true;
+    c->server_events = EPOLLOUT;
+    return connect(c->server, (const struct sockaddr *)&to, sizeof(to)) == 0 ||
+           errno == EINPROGRESS;
 }
 
 /* Only what some greeting could still make right is connected. */
@@ -312,14 +346,27 @@ static bool connect_on(struct loop *g, struct conn *c)
         return false;
     }
     c->proxy = names_is_proxy(g, c->address, c->port);
-    const struct sockaddr_in to = {
-        .sin_family = AF_INET, .sin_addr.s_addr = htonl(c->address), .sin_port = htons(c->port)};
-    c->server = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (c->server < 0)
-        return false;
-    c->connecting = true;
-    return connect(c->server, (const struct sockaddr *)&to, sizeof(to)) == 0 ||
-           errno == EINPROGRESS;
+    return open_server(c);
+}
+
+/* The client is connected already and will not try the next address of a name that has several; so
+ * that is done here. False when there is none that may be reached. */
+static bool connect_elsewhere(struct loop *g, struct conn *c)
+{
+    while (c->n_tried < TRIED_MAX) {
+        c->tried[c->n_tried++] = c->address;
+        uint32_t next = names_other(g, c->tried[0], c->tried, c->n_tried);
+        struct gateway_question q = {.protocol = POLICY_TCP, .address = next, .port = c->port};
+        if (!next)
+            return false;
+        c->address = next;
+        cb_close(cb_take_fd(&c->server));
+        if (names_decide(g, NULL, &q) != GATEWAY_ALLOWED || !open_server(c))
+            continue;
+        loop_watch(g, EPOLL_CTL_ADD, c->server, EPOLLOUT, IO_SERVER, (size_t)(c - g->conns));
+        return true;
+    }
+    return false;
 }
 
 void tcp_accept(struct loop *g)
@@ -343,7 +390,6 @@ void tcp_accept(struct loop *g)
         }
         size_t index = (size_t)(c - g->conns);
         loop_watch(g, EPOLL_CTL_ADD, c->client, EPOLLIN, IO_CLIENT, index);
-        c->server_events = EPOLLOUT;
         if (c->server >= 0)
             loop_watch(g, EPOLL_CTL_ADD, c->server, EPOLLOUT, IO_SERVER, index);
     }
@@ -366,6 +412,8 @@ void tcp_event(struct loop *g, size_t index, bool client, uint32_t events)
     if (c->state == CONN_FREE || c->state == CONN_DEAD)
         return;
     bool made = client || !c->connecting || connected(c);
+    if (!made && connect_elsewhere(g, c))
+        return;
     bool broken = events & EPOLLERR && (client || c->down.len == BUFFER);
     if (!made || broken) { /* what a server said before it broke is read first */
         note_contact(g, c);

@@ -69,7 +69,7 @@ struct machine_spec {
     size_t n_drives;
     uint32_t vcpus, memory_mib;
     bool network;
-    struct gateway *gateway; /* between the machine and the network; or NULL */
+    struct gateway *gateway; /* between the machine and the network (builder/gateway.h); or NULL */
     bool allow_host_network; /* without namespaces: QEMU's own user network, said in the log */
     /* vm: */
     bool parks; /* BUILD: the agent lets itself be saved before it looks at a disk */

@@ -296,8 +296,16 @@ int netns_open(const char *dir, bool network, struct gateway *gateway, struct ne
         ns->dir_fd = open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
         rc = ns->dir_fd < 0 ? cb_fail_sys(err, errno, "open %s", dir) : start_slirp(ns, dir, err);
     }
-    if (rc == 0 && gateway)
-        rc = gateway_start(gateway, ns, err);
+    if (rc == 0 && gateway) {
+        CB_AUTO_ERROR why = CB_ERROR_INIT;
+        rc = gateway_start(gateway, ns, &why);
+        if (rc < 0 && gateway_optional(gateway)) {
+            netns_close(ns);
+            return netns_open(dir, network, NULL, out, err);
+        }
+        if (rc < 0)
+            rc = cb_error_move(err, &why);
+    }
     if (rc < 0) {
         netns_close(ns);
         return rc;

@@ -31,7 +31,8 @@ struct netns {
 int netns_probe(struct cb_error *err);
 /* @dir holds the socket and the log. Without @network the namespace has a loopback and nothing
  * else. With @gateway (started here, borrowed; may be NULL) there are two: machines join one that
- * has the same addresses, and from it the gateway alone leads to the other.
+ * has the same addresses, and from it the gateway alone leads to the other. One that is optional
+ * and does not start is left out (gateway_runs()).
  * *@out is owned: netns_close(). */
 int netns_open(const char *dir, bool network, struct gateway *gateway, struct netns **out,
                struct cb_error *err);

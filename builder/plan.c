@@ -283,6 +283,9 @@ static int take_cached(struct build *b, size_t i, struct cb_error *err)
         l->n_drives = rec.n_drives;
         rec.drives = NULL;
         rec.n_drives = 0;
+        l->watched = rec.watched;
+        l->hosts = rec.hosts;
+        rec.hosts = (struct cb_strv){0};
         l->have_diff = l->cached = true;
     } else {
         l->remade = true;

@@ -147,6 +147,14 @@ static json_t *dependencies(const struct build *b)
     return list;
 }
 
+static json_t *texts(const struct cb_strv *v)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < v->n; i++)
+        (void)json_array_append_new(list, json_string(v->v[i]));
+    return list;
+}
+
 /* The layers as they went into the image, each with what its commands left. */
 static json_t *layers(const struct build *b)
 {
@@ -168,10 +176,12 @@ static json_t *layers(const struct build *b)
             }
             (void)json_array_append_new(commands, argv);
         }
-        (void)json_array_append_new(list, json_pack("{s:s, s:s, s:s, s:b, s:o}", "name",
-                                                    l->declared->name, "cache_key", key, "diff_id",
-                                                    diff_id, "cached", (int)l->cached, "commands",
-                                                    commands));
+        json_t *o =
+            json_pack("{s:s, s:s, s:s, s:b, s:o}", "name", l->declared->name, "cache_key", key,
+                      "diff_id", diff_id, "cached", (int)l->cached, "commands", commands);
+        if (o && l->watched)
+            (void)json_object_set_new(o, "hosts", texts(&l->hosts));
+        (void)json_array_append_new(list, o);
     }
     return list;
 }

@@ -77,7 +77,8 @@ static void say_used(struct build *b, const char *title, struct usage *u,
                                                      .retries = u->attempts - 1,
                                                      .cpu_ms = u->cpu_ms,
                                                      .ram_used = u->ram_used,
-                                                     .error_type = error_type(r)});
+                                                     .error_type = error_type(r),
+                                                     .host_requests = egress_requests(b->egress)});
 }
 
 /* A command's step begins. Should it not come to its end, its record says that the builder failed.
@@ -188,6 +189,7 @@ static int run_start(struct talk *t, const struct layer *l, size_t i, struct cb_
         return rc;
     }
     build_state_command(&t->state, cmd);
+    say_used(b, title, &(struct usage){0}, &r);
     emit_step_end(&b->em, 0, NULL);
     return 0;
 }

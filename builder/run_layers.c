@@ -266,6 +266,7 @@ int talk_start(struct talk *t, size_t first, const char *lower, struct cb_error 
     rc = saved_start(b->settings, driver, &boot, &spec, &t->cb, &t->m, &t->s, err);
     if (rc < 0)
         return t->m ? talk_explain(t, err) : rc;
+    egress_started(b->egress);
     CB_AUTO_STRV env = {0};
     command_env(b, &env);
     struct guest_setup g = {
@@ -303,6 +304,7 @@ static int take_diff(struct talk *t, struct build_layer *l, struct cb_error *err
     if (rc < 0)
         return cb_wrap(err, "layer %s", l->declared->name);
     l->have_diff = true;
+    l->watched = egress_take_hosts(b->egress, &l->hosts) || config_without_network(b->c);
     if ((rc = drives_keep(t, l, err)) < 0)
         return rc;
     struct cache_record rec = {.layer_name = l->declared->name,
@@ -310,7 +312,9 @@ static int take_diff(struct talk *t, struct build_layer *l, struct cb_error *err
                                .diff = l->diff,
                                .drives = l->drives,
                                .n_drives = l->n_drives,
-                               .created_ms = cb_now_ms()};
+                               .created_ms = cb_now_ms(),
+                               .watched = l->watched,
+                               .hosts = l->hosts};
     build_content(b, (size_t)(l - b->layers), &rec.below);
     if ((rc = store_cache_put(b->store, &l->key.digest, &rec, err)) < 0)
         return rc;

@@ -1,5 +1,6 @@
 /* The driver "vm": our agent in a QEMU guest. */
 #include "builder/console.h"
+#include "builder/gateway.h"
 #include "builder/machine.h"
 #include "builder/netns.h"
 #include "builder/qcow2.h"
@@ -187,7 +188,8 @@ static int prepare_network(struct starting *s, struct cb_error *err)
     s->q.net = spec->network ? QEMU_NET_SANDBOXED : QEMU_NET_NONE;
     s->q.dns = NETNS_DNS;
     if (rc < 0 && spec->network) {
-        if (rc != -CB_E_ENV || !spec->allow_host_network || spec->gateway)
+        if (rc != -CB_E_ENV || !spec->allow_host_network ||
+            (spec->gateway && !gateway_optional(spec->gateway)))
             return cb_error_move(err, &why);
         note(spec,
              "the guest uses this machine's network and can reach its loopback at " GUEST_GATEWAY

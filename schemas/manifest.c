@@ -73,6 +73,8 @@ static const struct field record_fields[] = {
     F("diff", "digest", KIND_DIGEST, REQUIRED, diff.digest),
     F("diff", "diff_id", KIND_DIGEST, REQUIRED, diff.diff_id),
     F("diff", "size", KIND_U64, REQUIRED, diff.size),
+    F(NULL, "watched", KIND_BOOL, 0, watched),
+    F(NULL, "hosts", KIND_STRV, 0, hosts),
 #undef F
     {0}};
 

@@ -45,6 +45,8 @@ struct cache_record {
     struct drive_image *drives; /* owned: those that its commands filled, in the config's order */
     size_t n_drives;
     int64_t created_ms;
+    bool watched;         /* `hosts` is all that its commands talked to */
+    struct cb_strv hosts; /* "pypi.org:443/tcp" */
 };
 /* Owned. NULL when a string is not UTF-8; so for template_manifest_dump(). */
 char *cache_record_dump(const struct cache_record *r);

@@ -1,5 +1,6 @@
 """What a guest reaches: the network, and neither the host's loopback nor 169.254.0.0/16."""
 
+import json
 import socket
 import unittest
 
@@ -144,6 +145,29 @@ class NetworkContainer(Network, E2E):
         config = self.home.config("packages", [("a", [f"getent hosts {mirror_host()}"])],
                                   config={"network_policy_preset": "packages-only"})
         self.ok(self.home.build(config, "--isolation", "container", "--no-boot-check"))
+
+    def test_who_was_contacted_is_recorded(self):
+        mirror = mirror_host()
+        get = "timeout 60 bash -c \"exec 3<>/dev/tcp/%s/80; printf 'GET / HTTP/1.1\\r\\nHost: lie.example\\r\\n\\r\\n' >&3; head -c 4 <&3\""
+        layers = [("asks", [get % mirror, "timeout 9 bash -c 'exec 3<>/dev/tcp/10.0.2.2/1; cat <&3' || true"]), ("silent", ["true"])]
+        for tier in ("s", "m"):  # the second time all layers come from the cache
+            config = self.home.config("recorded", layers, config={"tier": tier})
+            got = self.ok(self.home.build(config, "--isolation", "container", "--no-boot-check"))
+            said = self.ok(self.home.run("show", "recorded", "--provenance"))
+            made = json.loads(said.out)["predicate"]["buildDefinition"]["internalParameters"]["layers"]
+            self.assertEqual([(l["name"], l["hosts"]) for l in made], [("asks", [f"{mirror}:80/tcp"]), ("silent", [])])
+            if tier == "s":
+                records = [e["record"]["execution"]["host_requests"] for e in got.of("step-end") if e.get("record")]
+                self.assertEqual(records, [[{"host": mirror, "allowed": True, "port": 80, "protocol": "tcp"}],
+                                           [{"host": "10.0.2.2", "allowed": False, "port": 1, "protocol": "tcp"}], []])
+        self.assertEqual(got.commands_run(), [])
+
+    def test_what_is_open_is_built_unwatched(self):
+        config = self.home.config("unwatched", [("a", [f"getent hosts {mirror_host()} # unwatched"])])
+        got = self.ok(self.home.build(config, "--isolation", "container", "--no-boot-check", prefix=without("nft")))
+        self.assertIn("whom the commands talk to is not recorded: nft is not on this machine", str(got.of("note")))
+        made = json.loads(self.home.run("show", "unwatched", "--provenance").out)["predicate"]["buildDefinition"]
+        self.assertNotIn("hosts", made["internalParameters"]["layers"][0])
 
     def test_what_cannot_be_held_is_not_built(self):
         config = self.home.config("unheld", [("a", ["true"])], config={"network_policy": {"default": "deny"}})

@@ -226,8 +226,11 @@ static void test_a_cache_record_goes_round(void **state)
         .inputs = inputs,
         .below = {{3}},
         .diff = {.media_type = media, .digest = {{1}}, .diff_id = {{2}}, .size = 9},
-        .created_ms = -1};
+        .created_ms = -1,
+        .watched = true};
+    cb_strv_add(&r.hosts, "pypi.org:443/tcp");
     CB_AUTO_FREE char *text = cache_record_dump(&r);
+    cb_strv_release(&r.hosts);
     assert_non_null(strstr(text, "  \"created\": \"1969-12-31T23:59:59.999Z\",\n"));
     struct cache_record back = {0};
     assert_ok(cache_record_parse(text, strlen(text), &back, &err), &err);
@@ -235,6 +238,9 @@ static void test_a_cache_record_goes_round(void **state)
     assert_string_equal(back.inputs, inputs);
     assert_int_equal(back.diff.size, 9);
     assert_int_equal(back.created_ms, -1);
+    assert_true(back.watched);
+    assert_int_equal(back.hosts.n, 1);
+    assert_string_equal(back.hosts.v[0], "pypi.org:443/tcp");
     assert_true(cb_digest_eq(&back.diff.diff_id, &r.diff.diff_id));
     assert_true(cb_digest_eq(&back.below, &r.below));
     cache_record_release(&back);
