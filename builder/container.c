@@ -78,7 +78,8 @@ static int make_folder(const char *parent, const char *name, char **out, struct 
 /* bundle/rootfs: the agent and the places where things are mounted, nothing else. */
 static int make_rootfs(const struct starting *s, struct cb_error *err)
 {
-    static const char *const folders[] = {"proc", "dev", "sys", "tmp", "run", "lower", "scratch"};
+    static const char *const folders[] = {"proc", "dev",   "sys",     "tmp",
+                                          "run",  "lower", "scratch", "groups"};
     for (size_t i = 0; i < sizeof(folders) / sizeof(folders[0]); i++) {
         CB_AUTO_FREE char *path = cb_xasprintf("%s/rootfs/%s", s->bundle, folders[i]);
         int rc = cb_mkdir_p(path, 0755, err);
@@ -115,6 +116,7 @@ static int write_config(const struct starting *s, struct cb_error *err)
         .output = s->output,
         .drives = &s->drives_at,
         .memory_mib = s->spec->memory_mib,
+        .vcpus = s->spec->vcpus,
         .limits = s->runtime->limits,
     };
     json_t *root = container_config(&spec);

@@ -17,7 +17,7 @@ struct container_spec {
     const char *hostname;
     const char *lower, *scratch, *output; /* on this machine; NULL: none (the probe) */
     const struct cb_strv *drives;         /* folders; may be NULL */
-    uint32_t memory_mib;                  /* 0: no limit */
+    uint32_t memory_mib, vcpus;           /* 0: no limit */
     bool limits;                          /* the runtime makes a control group */
 };
 /* The OCI runtime configuration (opencontainers/runtime-spec, config.json). */

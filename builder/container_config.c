@@ -7,7 +7,13 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 
-enum { PIDS_MAX = 16384, FILES_MAX = 1048576, SOFT_FILES = 1024 };
+enum {
+    AGENT_OOM_SCORE = -900,
+    PIDS_MAX = 16384,
+    FILES_MAX = 1048576,
+    SOFT_FILES = 1024,
+    CPU_PERIOD_US = 100000
+};
 
 /* What the agent needs to stack file systems, switch users and read everything for a diff. It takes
  * the dangerous ones from the commands that it runs. */
@@ -44,6 +50,8 @@ static json_t *mounts(const struct container_spec *spec)
     add_mount(m, "/dev", "tmpfs", "tmpfs", "nosuid,strictatime,mode=755,size=65536k");
     add_mount(m, "/dev/pts", "devpts", "devpts",
               "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5");
+    if (spec->limits) /* the container's own groups, for one a command; commands do not see them */
+        add_mount(m, "/groups", "cgroup", "cgroup", "nosuid,noexec,nodev,rw");
     add_mount(m, "/sys", "sysfs", "sysfs", "nosuid,noexec,nodev,ro");
     add_mount(m, "/tmp", "tmpfs", "tmpfs", "nosuid,nodev,mode=1777,size=65536k");
     add_mount(m, "/run", "tmpfs", "tmpfs", "nosuid,nodev,mode=755,size=65536k");
@@ -98,6 +106,11 @@ static json_t *resources(const struct container_spec *spec)
     if (!spec->limits)
         return r;
     (void)json_object_set_new(r, "pids", json_pack("{s:i}", "limit", PIDS_MAX));
+    if (spec->vcpus)
+        (void)json_object_set_new(r, "cpu",
+                                  json_pack("{s:I, s:i}", "quota",
+                                            (json_int_t)spec->vcpus * CPU_PERIOD_US, "period",
+                                            CPU_PERIOD_US));
     if (spec->memory_mib)
         (void)json_object_set_new(r, "memory",
                                   json_pack("{s:I}", "limit", (json_int_t)spec->memory_mib << 20));
@@ -141,6 +154,11 @@ json_t *container_config(const struct container_spec *spec)
                   "--lower", "/lower", "--scratch", "/scratch", "--output", "/output", "--fd", "3",
                   "env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "cwd",
                   "/", "capabilities", capabilities(), "rlimits", rlimits(), "noNewPrivileges", 0);
+    if (spec->limits) {
+        json_t *args = json_object_get(process, "args");
+        (void)json_array_append_new(args, json_string("--groups"));
+        (void)json_array_append_new(args, json_string("/groups"));
+    }
     return json_pack("{s:s, s:o, s:{s:s, s:b}, s:s, s:o, s:o}", "ociVersion", "1.0.2", "process",
                      process, "root", "path", "rootfs", "readonly", 1, "hostname", spec->hostname,
                      "mounts", mounts(spec), "linux", linux_part(spec));

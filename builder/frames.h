@@ -39,7 +39,7 @@ enum frame_type {
     FRAME_SETUP =
         1, /* HOSTNAME, ENV..., USER, WORKDIR, RUNNER, DNS, TIME, LOWER, SCRATCH, OUTPUT */
     FRAME_LAYER_BEGIN, /* NAME, ENV..., WORKDIR, USER */
-    FRAME_STEP,        /* SCRIPT or ARG..., ROOT, ENV..., WORKDIR, USER, TIMEOUT */
+    FRAME_STEP,        /* SCRIPT or ARG..., ROOT, ENV..., WORKDIR, USER, TIMEOUT, MEMORY, CPUS */
     FRAME_LAYER_END,
     FRAME_SHUTDOWN,
     FRAME_EXEC,      /* ARG...: one command in the booted system */
@@ -63,7 +63,7 @@ enum frame_type {
     FRAME_FAILED,     /* the open request could not be: KIND, TEXT */
     FRAME_OUTPUT,     /* STREAM, DATA */
     FRAME_STEP_DONE,  /* answer to STEP and EXEC, and to START when the process ended at once: EXIT,
-                       * SIGNAL, TIMED_OUT, ELAPSED, CPU, RSS */
+                       * SIGNAL, TIMED_OUT, ELAPSED, CPU, RSS, and LIMIT, LIMIT_VALUE */
     FRAME_LAYER_DONE, /* OFFSET, LENGTH, ENTRIES, WHITEOUTS */
     FRAME_NOTE,       /* TEXT */
     FRAME_HEARTBEAT,
@@ -107,6 +107,10 @@ enum frame_tag {
     TAG_ENTRIES,
     TAG_WHITEOUTS,
     TAG_WAIT = 100,  /* milliseconds */
+    TAG_LIMIT = 120, /* enum limit_kind */
+    TAG_LIMIT_VALUE, /* bytes, or how many */
+    TAG_MEMORY,      /* bytes that a command may have */
+    TAG_CPUS,        /* percent of one CPU that it may have */
     TAG_ENTRY = 130, /* struct frame_entry */
     TAG_COPY_TO,     /* absolute path in the layer */
     TAG_COPY_FOLDER, /* 1: that is a folder, and is made; else it is where the one entry goes, or
@@ -123,6 +127,15 @@ enum frame_tag {
     TAG_COLS = 192,
     TAG_END = 193,  /* no input comes any more */
     TAG_KEEP = 194, /* SHUTDOWN: with everything on the scratch disk, which is used again */
+};
+
+/* Which limit a command reached. */
+enum limit_kind {
+    LIMIT_NONE,
+    LIMIT_MEMORY,    /* it was killed for want of memory */
+    LIMIT_PROCESSES, /* it was killed for it could have no more processes */
+    LIMIT_DISK,      /* it failed, and the builder's disk was full */
+    LIMIT_KIND_END
 };
 
 /* Why a request failed: who has to do something about it. */

@@ -3,12 +3,16 @@
 #include "builder/contexts.h"
 
 #include "support/cleanup.h"
+#include "support/file.h"
 #include "support/mem.h"
 #include "support/proc.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/statvfs.h>
+
+#define FULL_BYTES (UINT64_C(16) << 20)
 
 enum {
     COMMAND_TIMEOUT_MS = 60 * 60 * 1000,
@@ -17,10 +21,20 @@ enum {
     RETRY_MOST_MS = 30000,
 };
 
+/* The builder's disks are sparse files here: when this machine's disk is full, what commands see is
+ * a broken disk, and QEMU stops. */
+static bool host_is_full(const struct build *b)
+{
+    struct statvfs v;
+    return statvfs(b->o->work_dir, &v) == 0 && (uint64_t)v.f_bavail * v.f_frsize < FULL_BYTES;
+}
+
 int talk_explain(struct talk *t, struct cb_error *err)
 {
     if (err->code == CB_E_CANCELED || err->code == CB_E_COMMAND)
         return -(int)err->code;
+    if (host_is_full(t->b))
+        cb_wrap(err, "the disk of this machine is full (%s)", t->b->settings->home);
     CB_AUTO_FREE char *end = machine_end_text(t->m);
     CB_AUTO_FREE char *console = machine_console_tail(t->m, 20);
     if (end)
@@ -35,12 +49,37 @@ int talk_explain(struct talk *t, struct cb_error *err)
 
 static bool succeeded(const struct step_result *r)
 {
-    return r->exit_code == 0 && !r->signal && !r->timed_out;
+    return r->exit_code == 0 && !r->signal && !r->timed_out && r->limit == LIMIT_NONE;
+}
+
+/* "ran out of memory: its limit is 512.0 MiB"; false when it reached no limit. */
+static bool limit_text(const struct step_result *r, char *how, size_t size)
+{
+    char bytes[32];
+    cb_human_bytes(r->limit_value, bytes, sizeof(bytes));
+    switch (r->limit) {
+    case LIMIT_MEMORY:
+        (void)snprintf(how, size, "was killed: out of memory (limit %s)", bytes);
+        return true;
+    case LIMIT_PROCESSES:
+        (void)snprintf(how, size, "was killed: it reached the limit of %llu processes",
+                       (unsigned long long)r->limit_value);
+        return true;
+    case LIMIT_DISK:
+        (void)snprintf(how, size, "ended with exit code %d: the builder's disk (%s) is full",
+                       r->exit_code, bytes);
+        return true;
+    case LIMIT_NONE:
+    case LIMIT_KIND_END: break;
+    }
+    return false;
 }
 
 /* "ended with exit code 2" */
 static void how_it_ended(const struct step_result *r, int64_t limit_ms, char *how, size_t size)
 {
+    if (limit_text(r, how, size))
+        return;
     if (r->timed_out)
         (void)snprintf(how, size, "ran into its time limit of %lld s",
                        (long long)(limit_ms / 1000));
@@ -56,6 +95,13 @@ static const char *error_type(const struct step_result *r)
 {
     if (succeeded(r))
         return NULL;
+    switch (r->limit) {
+    case LIMIT_MEMORY: return "out_of_memory";
+    case LIMIT_PROCESSES: return "process_limit";
+    case LIMIT_DISK: return "disk_full";
+    case LIMIT_NONE:
+    case LIMIT_KIND_END: break;
+    }
     return r->timed_out ? "timeout" : r->signal ? "signal" : "exit";
 }
 
@@ -97,8 +143,26 @@ static char *place_of(const struct talk *t, const struct layer *l)
                         t->drive_id ? t->drive_id : "");
 }
 
+static const char *what_to_do(enum limit_kind limit)
+{
+    switch (limit) {
+    case LIMIT_MEMORY:
+        return "give the command more `ram`, or the builder a larger `tier`; the layers before it "
+               "are kept";
+    case LIMIT_PROCESSES:
+        return "start fewer at once (make -j 4), or give the builder a larger `tier`; the layers "
+               "before it are kept";
+    case LIMIT_DISK:
+        return "write less, or raise `disk_gb` of the settings; the layers before it are "
+               "kept";
+    case LIMIT_NONE:
+    case LIMIT_KIND_END: break;
+    }
+    return "mend the command and run the same line again; the layers before it are kept";
+}
+
 static int fail_command(struct talk *t, const struct layer *l, size_t i, const char *title,
-                        const char *how, struct cb_error *err)
+                        const char *how, enum limit_kind limit, struct cb_error *err)
 {
     struct build *b = t->b;
     CB_AUTO_FREE char *place = place_of(t, l);
@@ -106,13 +170,14 @@ static int fail_command(struct talk *t, const struct layer *l, size_t i, const c
     CB_AUTO_FREE char *refused = egress_refused(b->egress);
     for (size_t n = strlen(tail); n && tail[n - 1] == '\n'; n--)
         tail[n - 1] = '\0';
-    cb_fail(err, CB_E_COMMAND, "%s: command %zu of %zu %s: %s%s%s%s", place, i + 1, t->commands->n,
-            how, title, refused, tail[0] ? "\nits last lines:\n" : "\nit printed nothing", tail);
+    cb_fail(err, CB_E_COMMAND, "%s%s: command %zu of %zu %s: %s%s%s%s",
+            host_is_full(b) ? "the disk of this machine is full: " : "", place, i + 1,
+            t->commands->n, how, title, refused,
+            tail[0] ? "\nits last lines:\n" : "\nit printed nothing", tail);
     if (refused[0])
         return cb_hint(err, "if it has to reach them, say so in the file: `allowed_hosts` of the "
                             "command, or `config.network_policy`");
-    return cb_hint(err,
-                   "mend the command and run the same line again; the layers before it are kept");
+    return cb_hint(err, "%s", what_to_do(limit));
 }
 
 /* The machine or the agent failed, not the command. */
@@ -124,9 +189,10 @@ static int fail_talk(struct talk *t, const struct layer *l, size_t i, const char
     return talk_explain(t, err);
 }
 
-static struct guest_step guest_step_of(const struct command *cmd, const struct step_state *state,
-                                       int step)
+static struct guest_step guest_step_of(const struct talk *t, const struct command *cmd,
+                                       const struct step_state *state, int step)
 {
+    uint32_t vcpus = tier_vcpus(t->b->c->tier);
     return (struct guest_step){.step = (uint32_t)step,
                                .script = cmd->script,
                                .argv = cmd->script ? NULL : &cmd->args,
@@ -134,7 +200,9 @@ static struct guest_step guest_step_of(const struct command *cmd, const struct s
                                .env = &state->env,
                                .over_env = &cmd->env_variables,
                                .user = state->user,
-                               .workdir = state->workdir};
+                               .workdir = state->workdir,
+                               .memory = command_ram(cmd),
+                               .cpu_percent = command_cpus(cmd, vcpus)};
 }
 
 static int start_wait(const struct talk *t)
@@ -147,7 +215,7 @@ int run_starts_again(struct talk *t, const struct layer *l, struct cb_error *err
     for (size_t i = 0; i < t->state.n_starts; i++) {
         const struct kept_start *k = &t->state.starts[i];
         CB_AUTO_FREE char *title = command_title(k->command);
-        struct guest_step g = guest_step_of(k->command, &k->state, 0);
+        struct guest_step g = guest_step_of(t, k->command, &k->state, 0);
         struct step_result r = {0};
         int rc = session_start(t->s, &g, start_wait(t), &r, err);
         if (rc < 0) {
@@ -174,7 +242,7 @@ static int run_start(struct talk *t, const struct layer *l, size_t i, struct cb_
     const struct command *cmd = &t->commands->v[i];
     CB_AUTO_FREE char *title = command_title(cmd);
     int step = begin_step(b, l, title);
-    struct guest_step g = guest_step_of(cmd, &t->state.now, step);
+    struct guest_step g = guest_step_of(t, cmd, &t->state.now, step);
     struct step_result r = {0};
     int rc = session_start(t->s, &g, start_wait(t), &r, err);
     if (rc < 0)
@@ -184,7 +252,7 @@ static int run_start(struct talk *t, const struct layer *l, size_t i, struct cb_
         how_it_ended(&r, 0, how, sizeof(how));
         CB_AUTO_FREE char *text = cb_xasprintf("%s, and was to go on running", how);
         say_used(b, title, &(struct usage){0}, &r);
-        rc = fail_command(t, l, i, title, text, err);
+        rc = fail_command(t, l, i, title, text, r.limit, err);
         emit_step_end(&b->em, r.exit_code, err);
         return rc;
     }
@@ -222,7 +290,7 @@ static int run_program(struct talk *t, const struct layer *l, size_t i, struct c
     const struct command *cmd = &t->commands->v[i];
     CB_AUTO_FREE char *title = command_title(cmd);
     int step = begin_step(b, l, title);
-    struct guest_step g = guest_step_of(cmd, &t->state.now, step);
+    struct guest_step g = guest_step_of(t, cmd, &t->state.now, step);
     struct usage used = {0};
     const struct layer_secrets *secrets = secrets_of(b->secrets, (size_t)(l - b->c->layers));
     g.secret_env = secrets ? &secrets->env : NULL;
@@ -242,7 +310,7 @@ static int run_program(struct talk *t, const struct layer *l, size_t i, struct c
             if (cmd->max_retries)
                 (void)snprintf(how + strlen(how), sizeof(how) - strlen(how), " at attempt %u",
                                tries);
-            rc = fail_command(t, l, i, title, how, err);
+            rc = fail_command(t, l, i, title, how, r.limit, err);
             emit_step_end(&b->em, r.exit_code ? r.exit_code : 124, err);
             return rc;
         }

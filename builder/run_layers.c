@@ -23,7 +23,7 @@ enum {
 };
 /* The same for every build: what commands write of it into files is reused under other names. */
 #define BUILD_HOSTNAME "builder"
-static const uint64_t scratch_bytes = UINT64_C(64) << 30; /* sparse: a ceiling, not a cost */
+enum { DISK_GB = 64 }; /* sparse: a ceiling, not a cost */
 static const uint64_t output_bytes = UINT64_C(64) << 30;
 static const uint64_t min_free_bytes = UINT64_C(1) << 30;
 
@@ -79,6 +79,20 @@ static int check_space(const struct build *b, struct cb_error *err)
     cb_human_bytes(free_bytes, have, sizeof(have));
     cb_fail(err, CB_E_ENV, "%s has %s free; a build needs at least 1 GiB", b->settings->home, have);
     return cb_hint(err, "free some space there, or set CAPSULE_BUILD_HOME to a larger disk");
+}
+
+/* The size of what commands write to. A disk that promises more than there is would end in errors
+ * of a device, which say nothing, instead of "no space left". */
+static uint64_t scratch_bytes(const struct build *b)
+{
+    uint64_t want = (uint64_t)(b->settings->disk_gb ? b->settings->disk_gb : DISK_GB) << 30;
+    struct statvfs v;
+    if (statvfs(b->o->work_dir, &v) < 0)
+        return want;
+    uint64_t room = (uint64_t)v.f_bavail * v.f_frsize;
+    room = room > 2 * min_free_bytes ? room - min_free_bytes : min_free_bytes;
+    room &= ~(min_free_bytes - 1); /* whole GiB */
+    return want < room ? want : room;
 }
 
 /* Makes the image of the base and the first @n_diffs layers and publishes it under @key. @f: the
@@ -232,7 +246,7 @@ int talk_start(struct talk *t, size_t first, const char *lower, struct cb_error 
     CB_AUTO_FREE char *scratch = cb_xasprintf("%s/scratch.ext4", b->o->work_dir);
     CB_AUTO_FREE char *output = cb_xasprintf("%s/output.raw", b->o->work_dir);
     rc = t->kept ? kept_copy_scratch(b->settings->home, t->kept_id, scratch, err)
-                 : ext4_make_empty(scratch, scratch_bytes, "scratch", err);
+                 : ext4_make_empty(scratch, scratch_bytes(b), "scratch", err);
     if (rc < 0)
         return rc;
     if ((rc = make_sparse(output, output_bytes, &t->output_fd, err)) < 0)

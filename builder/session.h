@@ -5,6 +5,7 @@
  * -CB_E_CANCELED soon after session_cancel() was called from a signal handler. */
 #pragma once
 
+#include "builder/frames.h"
 #include "schemas/config.h"
 #include "support/error.h"
 
@@ -90,6 +91,8 @@ struct guest_step {
     const struct config_pairs *over_env;   /* the same, later: wins; or NULL */
     const char *user, *workdir;            /* or NULL: the layer's */
     int64_t timeout_ms;
+    uint64_t memory;      /* bytes that it may have; 0: as much as there is */
+    uint64_t cpu_percent; /* of one CPU; 0: all there are */
 };
 struct step_result {
     int exit_code; /* 0 to 255, or 128 + signal */
@@ -97,6 +100,8 @@ struct step_result {
     bool timed_out;
     int64_t elapsed_ms, cpu_ms;
     uint64_t max_rss_kib;
+    enum limit_kind limit; /* which it reached: it did not succeed, whatever its exit code is */
+    uint64_t limit_value;  /* bytes, or how many */
 };
 int session_step(struct session *s, const struct guest_step *st, struct step_result *out,
                  struct cb_error *err);

@@ -21,6 +21,10 @@ int sess_step_result(struct session *s, const struct reply *r, struct step_resul
     int rc = sess_numbers(s, r, want, count_of(want), err);
     if (rc < 0)
         return rc;
+    uint64_t limit = LIMIT_NONE, value = 0;
+    if ((rc = sess_number(s, r, TAG_LIMIT, LIMIT_KIND_END - 1, &limit, err)) < 0 ||
+        (rc = sess_number(s, r, TAG_LIMIT_VALUE, INT64_MAX, &value, err)) < 0)
+        return rc;
     if (r->step != s->step)
         return sess_untrusted(s, err, "the end of another step");
     sess_pop(s, r);
@@ -29,7 +33,9 @@ int sess_step_result(struct session *s, const struct reply *r, struct step_resul
                                 .timed_out = timed_out != 0,
                                 .elapsed_ms = (int64_t)elapsed,
                                 .cpu_ms = (int64_t)cpu,
-                                .max_rss_kib = rss};
+                                .max_rss_kib = rss,
+                                .limit = (enum limit_kind)limit,
+                                .limit_value = value};
     return 0;
 }
 
@@ -53,6 +59,10 @@ void sess_put_step(struct frame_out *o, const struct guest_step *st)
     sess_put_env(o, st->over_env);
     frame_put_text(o, TAG_USER, st->user);
     frame_put_text(o, TAG_WORKDIR, st->workdir);
+    if (st->memory)
+        frame_put_number(o, TAG_MEMORY, st->memory);
+    if (st->cpu_percent)
+        frame_put_number(o, TAG_CPUS, st->cpu_percent);
 }
 
 int session_step(struct session *s, const struct guest_step *st, struct step_result *out,

@@ -346,6 +346,21 @@ int sess_numbers(struct session *s, const struct reply *r, const struct number_f
         return sess_untrusted(s, err, "an incomplete answer");
     return 0;
 }
+
+int sess_number(struct session *s, const struct reply *r, enum frame_tag tag, uint64_t max,
+                uint64_t *value, struct cb_error *err)
+{
+    struct frame_field f;
+    const uint8_t *p = r->p;
+    for (int got; (got = frame_next(&p, r->p + r->n, &f)) != 0;) {
+        if (got < 0)
+            return sess_untrusted(s, err, "a broken frame");
+        if (f.tag == tag && (!frame_number(&f, value) || *value > max))
+            return sess_untrusted(s, err, "a number out of range");
+    }
+    return 0;
+}
+
 void sess_begin(struct session *s, struct frame_out *o, enum frame_type type, uint32_t step)
 {
     frame_begin(o, s->out, FRAME_HEAD + FRAME_REQUEST_MAX, type, step);

@@ -57,6 +57,10 @@ struct number_field {
 int sess_numbers(struct session *s, const struct reply *r, const struct number_field *want,
                  size_t n_want, struct cb_error *err);
 
+/* One number field, which may be missing: then *@value stays. */
+int sess_number(struct session *s, const struct reply *r, enum frame_tag tag, uint64_t max,
+                uint64_t *value, struct cb_error *err);
+
 /* Starts a request in the session's buffer; one request at a time. */
 void sess_begin(struct session *s, struct frame_out *o, enum frame_type type, uint32_t step);
 /* A TAG_ENV "NAME=value" for each; NULL: none. */

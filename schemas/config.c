@@ -11,6 +11,7 @@
 #include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 static const char *const command_types[COMMAND_TYPE_N] = {
     [COMMAND_SHELL] = "shell", [COMMAND_EXEC] = "exec",  [COMMAND_GCP_AUTH] = "gcp-auth",
@@ -34,6 +35,33 @@ static const struct tier_row {
 const char *tier_name(enum tier t)
 {
     return (unsigned)t < TIER_N ? tiers[t].name : "?";
+}
+
+uint64_t command_ram(const struct command *c)
+{
+    if (!c->ram)
+        return 0;
+    char *unit = NULL;
+    uint64_t n = strtoull(c->ram, &unit, 10); /* at most nine digits: it was checked */
+    bool decimal = strlen(unit) == 2;         /* MB; M and MiB are powers of two */
+    unsigned power = *unit == 'k' || *unit == 'K' ? 1 : *unit == 'm' || *unit == 'M' ? 2 : 3;
+    for (unsigned i = 0; i < power; i++)
+        n *= decimal ? 1000 : 1024;
+    return n;
+}
+
+uint32_t command_cpus(const struct command *c, uint32_t vcpus)
+{
+    uint64_t all = (uint64_t)vcpus * 100, want = all;
+    if (!c->compute)
+        return 0;
+    if (strcasecmp(c->compute, "LOW") == 0)
+        want = all / 4;
+    else if (strcasecmp(c->compute, "MEDIUM") == 0)
+        want = all / 2;
+    else if (strcasecmp(c->compute, "HIGH") != 0)
+        want = strtoull(c->compute, NULL, 10);
+    return want >= all ? 0 : (uint32_t)want;
 }
 
 uint32_t tier_vcpus(enum tier t)

@@ -62,6 +62,11 @@ struct command {
         *workdir; /* of what a finished image runs; not in a config, where a layer has them */
     struct cb_loc loc;
 };
+/* `ram` in bytes; 0: it says nothing. */
+uint64_t command_ram(const struct command *c);
+/* `compute` in percent of one CPU, of a machine with @vcpus; 0: it says nothing, or all there are.
+ */
+uint32_t command_cpus(const struct command *c, uint32_t vcpus);
 struct commands {
     struct command *v;
     size_t n;

@@ -94,7 +94,10 @@ json_t *json_commands(const struct commands *c)
         put_true(o, "run_as_root", x->run_as_root);
         put_ms(o, "timeout", x->timeout_ms);
         put_number(o, "max_retries", x->max_retries);
-        json_put_text(o, "compute", x->compute);
+        if (x->compute && x->compute[0] >= '0' && x->compute[0] <= '9')
+            json_put(o, "compute", json_integer(strtoll(x->compute, NULL, 10)));
+        else
+            json_put_text(o, "compute", x->compute);
         json_put_text(o, "ram", x->ram);
         json_put(o, "allowed_hosts", json_strv(&x->allowed_hosts));
         json_put(o, "allowed_files", json_strv(&x->allowed_files));

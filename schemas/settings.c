@@ -22,6 +22,7 @@
 #define KEEP_FAILED_GB 10
 #define FETCHES_MAX 16
 #define OUTPUT_MIB_MAX 4096
+#define DISK_GB_MAX 2048
 #define DEBIAN_MIRROR "http://deb.debian.org/debian"
 #define UBUNTU_MIRROR "http://archive.ubuntu.com/ubuntu"
 
@@ -282,6 +283,7 @@ static const struct field settings_fields[] = {
      .offset = AT(step_output_mib),
      .min = 1,
      .max = OUTPUT_MIB_MAX},
+    {.name = "disk_gb", .read = read_u32, .offset = AT(disk_gb), .min = 1, .max = DISK_GB_MAX},
     {.name = "registries", .read = read_registries},
     {.name = NULL},
 };

@@ -43,6 +43,7 @@ struct settings {
     uint32_t parallel_fetches; /* blobs at once; 0: the default of 4 */
     uint32_t stall_seconds;    /* of a transfer in which nothing comes; 0: the default of 30 s */
     uint32_t step_output_mib;  /* of a command's output, in the log; 0: the default of 16 */
+    uint32_t disk_gb;          /* that commands of a build may write; 0: the default of 64 */
     struct registry_settings *registries;
     size_t n_registries;
 };

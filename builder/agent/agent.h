@@ -132,6 +132,48 @@ void script_argv(struct words *argv, const char *script, const char *path);
 /* Gives ["bash"|"sh", "-lc", STRING...] the same treatment; others stay. */
 void mend_login_argv(struct words *argv, const char *path);
 
+/* --- group.c: control groups --- */
+
+enum group_kind { GROUP_MEMORY, GROUP_PIDS, GROUP_CPU, GROUP_CPUACCT, GROUP_KINDS };
+/* Where groups are made: one folder (the first), or one a controller. A zeroed struct is closed. */
+struct groups {
+    bool open, unified;
+    int dirs[GROUP_KINDS];
+    uint64_t memory;    /* bytes that a command may have when it says nothing */
+    uint64_t processes; /* and how many processes and threads */
+    unsigned next;
+};
+/* The kernel's own, in a machine that is ours. */
+int groups_mount(const char *at, struct fail *f);
+/* What @path holds: a mounted hierarchy, or folders named after controllers. */
+int groups_open(struct groups *g, const char *path, struct fail *f);
+void groups_close(struct groups *g);
+/* Removes the groups of commands in which nothing runs any more. */
+void groups_sweep(struct groups *g);
+
+struct cgroup {
+    char name[16];
+    bool unified;
+    int dirs[GROUP_KINDS];
+    uint64_t memory, processes; /* its limits */
+};
+struct group_use {
+    uint64_t memory; /* bytes now, without what is only cached of files */
+    uint64_t cpu_ms;
+    uint64_t processes;         /* now */
+    uint64_t refused_processes; /* how often it reached that limit */
+    uint64_t killed;            /* processes that were killed for want of memory */
+};
+/* @memory, @cpu_percent (of one CPU): 0 says nothing. End it with group_end(). */
+int group_make(struct groups *g, uint64_t memory, unsigned cpu_percent, struct cgroup *out,
+               struct fail *f);
+/* The process that calls goes there: between fork and exec. -1 with errno. */
+int group_join(const struct cgroup *g);
+void group_look(const struct cgroup *g, struct group_use *u);
+void group_kill(const struct cgroup *g);
+/* Removes it, or lets go of it when something runs on in it. */
+void group_end(struct groups *g, struct cgroup *out);
+
 /* --- job.c: one running command --- */
 
 struct stream {
@@ -152,6 +194,7 @@ struct job_spec {
     int terminal;        /* its slave becomes all three and the controlling one; 0: none */
     int64_t timeout_ms;  /* 0: none */
     uint32_t step;
+    const struct cgroup *group; /* where it runs; NULL: where we are */
 };
 struct job {
     pid_t pid; /* 0: no job */
@@ -163,6 +206,8 @@ struct job {
     int64_t term_at, kill_at, drain_until; /* 0: not set */
     int64_t cpu_ms;
     uint64_t max_rss_kib;
+    enum limit_kind limit; /* which it reached */
+    uint64_t limit_value;
     struct stream out[2];
 };
 typedef void job_sink(void *arg, uint32_t step, int stream, const void *p, size_t n);
@@ -325,8 +370,9 @@ struct step_spec {
     bool shell;   /* it is given input */
     bool goes_on; /* a boot command whose end is not waited for */
     uint64_t timeout_ms;
-    uint64_t wait_ms;    /* START: how long it has to live */
-    uint64_t rows, cols; /* SHELL: of its terminal; 0: it has none */
+    uint64_t wait_ms;             /* START: how long it has to live */
+    uint64_t rows, cols;          /* SHELL: of its terminal; 0: it has none */
+    uint64_t memory, cpu_percent; /* limits; 0: the usual */
 };
 void step_release(struct step_spec *s);
 int step_parse(struct step_spec *s, const uint8_t *p, size_t n, struct fail *f);
@@ -363,8 +409,10 @@ void copy_end(struct copying *c);
 /* --- layer.c --- */
 
 /* Starts it; *@fd is our end of its stream. It answers DONE or FAILED first. */
-int layer_start(const struct setup *s, const struct layer_spec *l, const char *drives, pid_t *pid,
-                int *fd, struct fail *f);
+struct build_mode;
+int layer_start(const struct setup *s, const struct layer_spec *l, const struct build_mode *mode,
+                pid_t *pid, int *fd, struct fail *f);
+
 /* --- drives.c: file systems of their own --- */
 
 void drives_release(struct drive_place *v, size_t n);
@@ -386,6 +434,29 @@ void drives_boot(struct boot_conf *c, int64_t wait_ms);
 void drives_end(const struct boot_conf *c);
 /* @super: 256 bytes from 1024 on of a disk. */
 bool drive_has_label(const uint8_t *super, const char *label);
+
+/* --- watch.c: what a running command takes --- */
+
+/* A zeroed struct watches nothing. */
+struct watch {
+    struct groups *groups;
+    struct cgroup group;
+    bool has_group, growing;
+    enum limit_kind limit;
+    uint64_t limit_value;
+    uint64_t memory_peak, cpu_ms, processes;
+    uint64_t disk_low, disk_size; /* bytes: free at the fullest, and in all */
+    int64_t look_at, ending_until;
+};
+/* Before the command starts; with its group when @g is open. */
+int watch_begin(struct watch *w, struct groups *g, const struct step_spec *s, struct fail *f);
+/* When it wants to look again (now_ms()); -1: it does not. */
+int64_t watch_due(const struct watch *w);
+void watch_look(struct watch *w, int64_t now);
+/* The command is over: false while what it left running grows so fast that it will end badly. */
+bool watch_settled(struct watch *w, int64_t now);
+/* Tells @j what was seen, and watches nothing any more. */
+void watch_end(struct watch *w, struct job *j);
 
 /* mounts.c: what a root folder needs. In a layer: in the current folder, which then becomes the
  * root. */
@@ -415,7 +486,8 @@ void clock_set_ms(uint64_t ms);
 struct build_mode {
     const char *lower, *scratch, *output; /* mounted folders, and the output's path */
     const char *drives;                   /* the folder with the drives */
-    bool machine;                 /* we own the machine: set the clock, power off at the end */
+    const char *groups; /* control groups (groups_open()); NULL: limits of commands do not hold */
+    bool machine;       /* we own the machine: set the clock, power off at the end */
     const struct resume *resumed; /* HELLO answers it; NULL: it is the first word */
 };
 /* Until SHUTDOWN or the end of the stream. @c is the caller's. Returns the exit status. */

@@ -29,6 +29,7 @@ struct build {
     struct setup setup;
     struct stack stack;
     struct layer_spec layer;
+    struct groups groups;
     bool ready, in_layer, first_done;
     struct chan child; /* the layer's init, or the process that takes the diff out; fd -1: none */
     pid_t child_pid;
@@ -51,6 +52,7 @@ static void end_child(struct build *b)
     if (b->child.fd >= 0)
         chan_release(&b->child);
     b->taking = false;
+    groups_sweep(&b->groups);
 }
 
 static int open_output(struct build *b, const char *path, struct fail *f)
@@ -64,6 +66,14 @@ static int open_output(struct build *b, const char *path, struct fail *f)
         return fail_sys(f, errno, "size of %s", path);
     b->output_limit = size;
     return 0;
+}
+
+/* Where there are none a build goes on, and says so. */
+static void open_groups(struct build *b)
+{
+    struct fail f;
+    if (b->mode->groups && groups_open(&b->groups, b->mode->groups, &f) < 0)
+        chan_note(b->host, "what a command takes is limited by the builder alone: %s", f.text);
 }
 
 static int do_setup(struct build *b, const uint8_t *p, size_t n, struct fail *f)
@@ -83,6 +93,7 @@ static int do_setup(struct build *b, const uint8_t *p, size_t n, struct fail *f)
                    f) < 0 ||
         stack_own_files(&b->stack, s->hostname, s->dns, f) < 0)
         return -1;
+    open_groups(b);
     b->ready = true;
     return 0;
 }
@@ -91,7 +102,7 @@ static int do_setup(struct build *b, const uint8_t *p, size_t n, struct fail *f)
 static int start_init(struct build *b, struct fail *f)
 {
     int fd;
-    if (layer_start(&b->setup, &b->layer, b->mode->drives, &b->child_pid, &fd, f) < 0)
+    if (layer_start(&b->setup, &b->layer, b->mode, &b->child_pid, &fd, f) < 0)
         return -1;
     chan_init(&b->child, fd, FRAME_REPLY_MAX);
     b->layer.first = false;
@@ -403,5 +414,7 @@ int build_loop(const struct build_mode *m, struct chan *c)
     }
     layer_spec_release(&b.layer);
     setup_release(&b.setup);
+    if (b.groups.open)
+        groups_close(&b.groups);
     return rc == 1 ? 0 : 1;
 }

@@ -497,7 +497,12 @@ static int build_mode(bool parks, struct fail *f)
         return -1;
     if (!parks && open_host(&c, f) < 0)
         return -1;
-    struct build_mode m = {.lower = "/lower",
+    struct fail none;
+    bool groups = groups_mount("/groups", &none) == 0;
+    if (!groups)
+        console_say("%s", none.text);
+    struct build_mode m = {.groups = groups ? "/groups" : NULL,
+                           .lower = "/lower",
                            .scratch = "/scratch",
                            .output = output,
                            .drives = "/drives",

@@ -92,6 +92,7 @@ static _Noreturn void child_fails(const char *what, const char *name, int err)
 
 static _Noreturn void child_main(const struct job_spec *s, int out, int err)
 {
+    int joined = s->group ? group_join(s->group) : 0, why = errno;
     (void)setsid();
     reset_signals();
     int null = s->terminal ? s->terminal
@@ -106,6 +107,8 @@ static _Noreturn void child_main(const struct job_spec *s, int out, int err)
     (void)dup2(err, 2);
     if (null < 0 || dup2(s->input ? s->input : null, 0) < 0)
         child_fails("open ", "/dev/null", errno);
+    if (joined < 0)
+        child_fails("enter ", "the control group", why);
     close_from(3, -1, -1);
     (void)umask(022);
     poke("/proc/self/oom_score_adj", "0");
@@ -158,6 +161,8 @@ int job_start(struct job *j, const struct job_spec *spec, struct fail *f)
     j->exited = j->timed_out = j->eager = false;
     j->contained = spec->contained;
     j->status = 0;
+    j->limit = LIMIT_NONE;
+    j->limit_value = 0;
     j->started = now;
     j->term_at = spec->timeout_ms > 0 ? now + spec->timeout_ms : 0;
     j->kill_at = j->drain_until = 0;
@@ -320,5 +325,7 @@ int job_report(const struct job *j, struct chan *c)
     frame_put_number(&o, TAG_ELAPSED, (uint64_t)(j->ended - j->started));
     frame_put_number(&o, TAG_CPU, (uint64_t)j->cpu_ms);
     frame_put_number(&o, TAG_RSS, j->max_rss_kib);
+    frame_put_number(&o, TAG_LIMIT, j->limit);
+    frame_put_number(&o, TAG_LIMIT_VALUE, j->limit_value);
     return chan_send(c, &o);
 }

@@ -27,6 +27,7 @@
 /* A process that `start` keeps: it goes on while later steps run. */
 struct started {
     struct job job; /* pid 0: it ended */
+    struct watch watch;
     char name[128];
     int64_t due;           /* when it has lived long enough to be answered for; 0: it was */
     char tail[START_TAIL]; /* what it said last; before `due` that is in the log */
@@ -38,8 +39,10 @@ struct init {
     const struct layer_spec *layer;
     struct chan up; /* to the main loop */
     int sigfd;
+    struct groups groups;
     struct job job;
     struct shell_input input; /* of the job, when it is a shell */
+    struct watch watch;       /* what it takes */
     /* Pipes that a daemon of an earlier step still writes to: read and dropped, so that it does not
      * die of SIGPIPE or block. */
     int left_open[LEFT_OPEN_MAX];
@@ -105,13 +108,24 @@ static void merge_env(struct words *env, const struct words *from)
         env_set(env, from->v[i]);
 }
 
-static int start_step(struct init *in, struct job *job, const struct step_spec *s, uint32_t number,
-                      struct fail *f)
+static void say_no_limits(struct init *in, const struct step_spec *s)
+{
+    if (!in->groups.open && (s->memory || s->cpu_percent))
+        chan_note(&in->up, "`ram` and `compute` do not hold here: there are no control groups");
+    else if (s->memory > in->groups.memory && in->groups.open)
+        chan_note(&in->up, "`ram` of %llu MiB is more than this builder can give: %llu MiB",
+                  (unsigned long long)s->memory >> 20, (unsigned long long)in->groups.memory >> 20);
+}
+
+static int start_step(struct init *in, struct job *job, struct watch *watch,
+                      const struct step_spec *s, uint32_t number, struct fail *f)
 {
     struct words env = {0}, argv = {0};
     struct ident who;
-    if (ident_load(pick_user(in, s->root, s->user), &who, f) < 0)
+    if (ident_load(pick_user(in, s->root, s->user), &who, f) < 0 ||
+        watch_begin(watch, &in->groups, s, f) < 0)
         return -1;
+    say_no_limits(in, s);
     merge_env(&env, &in->setup->env);
     merge_env(&env, &in->layer->env);
     merge_env(&env, &s->env);
@@ -138,7 +152,8 @@ static int start_step(struct init *in, struct job *job, const struct step_spec *
                             .workdir = dir,
                             .contained = true,
                             .timeout_ms = (int64_t)s->timeout_ms,
-                            .step = number};
+                            .step = number,
+                            .group = watch->has_group ? &watch->group : NULL};
     int end = -1;
     int rc = s->shell ? shell_open(&in->input, s->rows, s->cols, &spec, &end, f) : 0;
     if (rc == 0)
@@ -149,6 +164,8 @@ static int start_step(struct init *in, struct job *job, const struct step_spec *
         shell_close(&in->input);
     if (end >= 0)
         (void)close(end);
+    if (rc < 0)
+        watch_end(watch, job);
     words_release(&env);
     words_release(&argv);
     return rc;
@@ -190,7 +207,7 @@ static int start_process(struct init *in, const struct step_spec *s, uint32_t nu
     struct started *st = ag_alloc(sizeof *st);
     *st = (struct started){.job.out = {{.fd = -1}, {.fd = -1}}};
     (void)snprintf(st->name, sizeof st->name, "%s", s->script ? s->script : s->argv.v[0]);
-    if (start_step(in, &st->job, s, number, f) < 0) {
+    if (start_step(in, &st->job, &st->watch, s, number, f) < 0) {
         free(st);
         return -1;
     }
@@ -219,7 +236,9 @@ static void work_starts(struct init *in, int64_t now)
         if (!s->job.pid)
             continue;
         bool over = job_work(&s->job, now, start_sink, &o);
+        watch_look(&s->watch, now);
         if (over) {
+            watch_end(&s->watch, &s->job);
             if (s->due)
                 (void)job_report(&s->job, &in->up);
             else
@@ -241,9 +260,19 @@ static bool is_starting(const struct init *in)
     return false;
 }
 
+/* @t: milliseconds until then, -1: never; sooner when @w wants to look sooner. */
+static int sooner_look(int t, const struct watch *w, int64_t now)
+{
+    int64_t due = watch_due(w);
+    int64_t left = due > now ? due - now : 0;
+    return due < 0 || (t >= 0 && t <= left) ? t : (int)left;
+}
+
 static int next_wake(const struct init *in, int64_t now)
 {
     int t = job_timeout(&in->job, now);
+    if (in->job.pid)
+        t = sooner_look(t, &in->watch, now);
     for (size_t i = 0; i < in->n_starts; i++) {
         const struct started *s = in->starts[i];
         int64_t own = job_timeout(&s->job, now);
@@ -251,6 +280,8 @@ static int next_wake(const struct init *in, int64_t now)
             own = s->due > now ? s->due - now : 0;
         if (own >= 0 && (t < 0 || own < t))
             t = (int)own;
+        if (s->job.pid)
+            t = sooner_look(t, &s->watch, now);
     }
     return t;
 }
@@ -262,7 +293,7 @@ static int run_request(struct init *in, const struct frame_head *h, const uint8_
     int rc = step_parse(&s, p, h->length, f);
     if (rc == 0)
         rc = h->type == FRAME_START ? start_process(in, &s, h->step, f)
-                                    : start_step(in, &in->job, &s, h->step, f);
+                                    : start_step(in, &in->job, &in->watch, &s, h->step, f);
     step_release(&s);
     return rc;
 }
@@ -341,6 +372,24 @@ static void reap(struct init *in)
     }
 }
 
+static void work_job(struct init *in, int64_t now)
+{
+    if (!in->job.pid)
+        return;
+    watch_look(&in->watch, now);
+    if (!job_work(&in->job, now, sink, &in->up))
+        return;
+    if (!watch_settled(&in->watch, now)) {
+        in->job.drain_until = watch_due(&in->watch);
+        return;
+    }
+    watch_end(&in->watch, &in->job);
+    shell_close(&in->input);
+    keep_pipes_of(in);
+    (void)job_report(&in->job, &in->up);
+    job_close(&in->job);
+}
+
 static _Noreturn void init_loop(struct init *in)
 {
     for (;;) {
@@ -360,12 +409,7 @@ static _Noreturn void init_loop(struct init *in)
             _exit(0);
         reap(in);
         read_left_open(in);
-        if (in->job.pid && job_work(&in->job, now_ms(), sink, &in->up)) {
-            shell_close(&in->input);
-            keep_pipes_of(in);
-            (void)job_report(&in->job, &in->up);
-            job_close(&in->job);
-        }
+        work_job(in, now_ms());
         work_starts(in, now_ms());
         while (on_request(in))
             ;
@@ -410,7 +454,7 @@ static int enter_root(const struct setup *s, const struct layer_spec *l, const c
 }
 
 static _Noreturn void init_main(const struct setup *s, const struct layer_spec *l,
-                                const char *drives, int fd)
+                                const struct build_mode *mode, int fd)
 {
     static struct init in;
     struct fail f;
@@ -432,7 +476,11 @@ static _Noreturn void init_main(const struct setup *s, const struct layer_spec *
     (void)sigprocmask(SIG_BLOCK, &set, NULL);
     (void)signal(SIGPIPE, SIG_IGN);
     in.sigfd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-    int rc = in.sigfd < 0 ? fail_sys(&f, errno, "signalfd") : enter_root(s, l, drives, &f);
+    int rc = in.sigfd < 0 ? fail_sys(&f, errno, "signalfd") : 0;
+    if (rc == 0 && mode->groups) /* the main loop has said why when there are none */
+        (void)groups_open(&in.groups, mode->groups, &f);
+    if (rc == 0)
+        rc = enter_root(s, l, mode->drives, &f);
     if (rc == 0 && l->first && s->runner) {
         int made = user_ensure(s->runner, &f);
         if (made > 0)
@@ -447,8 +495,8 @@ static _Noreturn void init_main(const struct setup *s, const struct layer_spec *
     init_loop(&in);
 }
 
-int layer_start(const struct setup *s, const struct layer_spec *l, const char *drives, pid_t *pid,
-                int *fd, struct fail *f)
+int layer_start(const struct setup *s, const struct layer_spec *l, const struct build_mode *mode,
+                pid_t *pid, int *fd, struct fail *f)
 {
     int pair[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
@@ -457,7 +505,7 @@ int layer_start(const struct setup *s, const struct layer_spec *l, const char *d
     /* As fork() does it, with namespaces: no stack is given, so the child goes on here. */
     long got = syscall(SYS_clone, flags, 0, 0, 0, 0);
     if (got == 0)
-        init_main(s, l, drives, pair[1]);
+        init_main(s, l, mode, pair[1]);
     int saved = errno;
     (void)close(pair[1]);
     if (got < 0) {

@@ -7,7 +7,7 @@
 static int usage(void)
 {
     static const char text[] = "usage: capsule-agent build --lower DIR --scratch DIR --output FILE "
-                               "--fd N\n       capsule-agent init\n"
+                               "--fd N [--groups DIR]\n       capsule-agent init\n"
                                "       capsule-agent service\n";
     (void)write_all(2, text, sizeof text - 1);
     return 64;
@@ -27,6 +27,8 @@ static int build_main(int argc, char **argv)
             m.scratch = argv[i + 1];
         else if (strcmp(argv[i], "--output") == 0)
             m.output = argv[i + 1];
+        else if (strcmp(argv[i], "--groups") == 0)
+            m.groups = argv[i + 1];
         else if (strcmp(argv[i], "--fd") != 0 || !parse_number(argv[i + 1], 1023, &fd))
             return usage();
     }

@@ -148,6 +148,8 @@ int step_parse(struct step_spec *s, const uint8_t *p, size_t n, struct fail *f)
         case TAG_WAIT: rc = take_number(&x, &s->wait_ms, f); break;
         case TAG_ROWS: rc = take_number(&x, &s->rows, f); break;
         case TAG_COLS: rc = take_number(&x, &s->cols, f); break;
+        case TAG_MEMORY: rc = take_number(&x, &s->memory, f); break;
+        case TAG_CPUS: rc = take_number(&x, &s->cpu_percent, f); break;
         default: break;
         }
     }
@@ -156,6 +158,8 @@ int step_parse(struct step_spec *s, const uint8_t *p, size_t n, struct fail *f)
         s->timeout_ms = 0;
     if (s->wait_ms > 60000)
         s->wait_ms = 60000;
+    if (s->cpu_percent > 1000000)
+        s->cpu_percent = 1000000;
     if (rc == 0 && !s->script && s->argv.n == 0)
         return fail_set(f, FAIL_PROTOCOL, "a step without a command");
     return rc;

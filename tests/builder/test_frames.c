@@ -130,6 +130,7 @@ static void test_answers_reach_the_caller(void **state)
     assert_int_equal(r.elapsed_ms, 9);
     assert_int_equal(r.cpu_ms, 8);
     assert_int_equal(r.max_rss_kib, 7);
+    assert_int_equal(r.limit, LIMIT_NONE);
     assert_string_equal(g.out.data, "5/2:xxx");
     assert_string_equal(g.notes.data, "a note?[2J with?teeth\n");
     say_numbers(&g, FRAME_LAYER_DONE, 0, 4,
@@ -140,6 +141,29 @@ static void test_answers_reach_the_caller(void **state)
     assert_int_equal(d.length, 1024);
     assert_int_equal(d.entries, 2);
     assert_int_equal(d.whiteouts, 1);
+    session_free(s);
+    guest_release(&g);
+}
+
+static void test_a_limit_is_told(void **state)
+{
+    (void)state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct guest g;
+    struct step_result r;
+    uint64_t with[8][2];
+    memcpy(with, step_done, sizeof step_done);
+    with[6][0] = TAG_LIMIT, with[6][1] = LIMIT_PROCESSES;
+    with[7][0] = TAG_LIMIT_VALUE, with[7][1] = 2048;
+    guest_init(&g);
+    struct session *s = open_session(&g);
+    say_numbers(&g, FRAME_STEP_DONE, 5, 8, (const uint64_t(*)[2])with);
+    assert_ok(one_step(s, &r, &err), &err);
+    assert_int_equal(r.limit, LIMIT_PROCESSES);
+    assert_int_equal(r.limit_value, 2048);
+    with[6][1] = LIMIT_KIND_END;
+    say_numbers(&g, FRAME_STEP_DONE, 5, 8, (const uint64_t(*)[2])with);
+    assert_fails(one_step(s, &r, &err), &err, CB_E_UNTRUSTED, "a number out of range");
     session_free(s);
     guest_release(&g);
 }
@@ -416,6 +440,7 @@ int main(void)
     (void)signal(SIGPIPE, SIG_IGN);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_answers_reach_the_caller),
+        cmocka_unit_test(test_a_limit_is_told),
         cmocka_unit_test(test_a_lying_guest_is_untrusted),
         cmocka_unit_test(test_diffs_lie_where_they_can),
         cmocka_unit_test(test_failures_have_a_class),

@@ -50,6 +50,49 @@ class Limits:
         self.assertLess(records[1]["execution"]["cpu_ms"], x["cpu_ms"])
 
 
+    def fails(self, name, command, pattern, kind, settings=None):
+        """The command fails for @pattern, its log and record say so, and another build goes well on the same machine."""
+        got = self.build(name, command, "echo went-on", settings=settings)
+        self.ends(got, 1)
+        self.assertRegex(got.error, r"layer one: command 1 of 2 " + pattern)
+        end = got.of("step-end")[-1]
+        self.assertEqual((end["ok"], end["record"]["success"]), (False, False))
+        self.assertEqual(end["record"]["error"]["error_type"], kind)
+        self.assertNotIn("went-on", got.output())
+        return got
+
+    def test_a_memory_hog(self):
+        hog = {"type": "shell", "args": ["bash", "-c", "echo eating; head -c 400M /dev/zero | tail > /dev/null; echo fed"],
+               "ram": "64MiB"}
+        got = self.fails("hog", hog, r"was killed: out of memory \(limit 64\.0 MiB\)", "out_of_memory")
+        self.assertIn("eating", got.output())
+        if self.builder == "vm":  # where the kernel ends a whole group at once
+            self.assertNotIn("fed", got.output())
+
+    def test_a_fork_bomb(self):
+        # the first returns at once: what it left running is what has to be noticed. The second is cheap to emulate
+        bomb = ("bomb() { bomb | bomb & }; bomb; echo lit" if self.builder == "container" else
+                "for i in $(seq 3000); do sleep 1000 & done; wait")
+        self.fails("bomb", bomb, r"was killed: it reached the limit of 2048 processes",
+                   "process_limit")
+
+    def test_a_disk_filler(self):
+        self.fails("filler", "head -c 2G /dev/zero > /srv/big", r"ended with exit code 1: the builder's disk \([0-9.]+ MiB\) is full",
+                   "disk_full", settings="disk_gb: 1\n")
+
+    def test_a_daemon_that_ignores_signals_is_left_behind(self):
+        daemon = ("setsid setsid bash -c 'trap \"\" TERM HUP INT; touch /run/up; sleep 1000' & "
+                  "until test -e /run/up; do sleep 0.1; done; echo left")
+        got = self.ok(self.build("daemon", daemon, "pgrep -f 'sleep 1000' || ls /proc | grep -c '^[0-9]'"))
+        self.assertIn("left", got.output())  # a layer ends with it killed, and the class looks for remains
+
+    def test_cpu_time_is_shared_out(self):
+        spin = "end=$((SECONDS+3)); while [ $SECONDS -lt $end ]; do :; done"
+        got = self.ok(self.build("slow", {"type": "shell", "args": ["bash", "-c", spin], "compute": 10}))
+        x = got.of("step-end")[[bool(e.get("record")) for e in got.of("step-end")].index(True)]["record"]["execution"]
+        self.assertLess(x["cpu_ms"], x["duration_ms"] * 0.2 + 100)
+
+
 class LimitsContainer(Limits, E2E):
     builder = "container"
 

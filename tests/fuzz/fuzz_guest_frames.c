@@ -40,7 +40,8 @@ static void talk(struct session *s, bool is_shell)
         return;
     const struct shell_io io = {.input = -1, .resized = -1};
     int rc = is_shell ? session_shell(s, &st, &io, &r, &err) : session_step(s, &st, &r, &err);
-    if (rc == 0 && (r.exit_code < 0 || r.exit_code > 255 || r.signal < 0 || r.signal > 64))
+    if (rc == 0 && (r.exit_code < 0 || r.exit_code > 255 || r.signal < 0 || r.signal > 64 ||
+                    r.limit >= LIMIT_KIND_END))
         abort();
     cb_error_clear(&err);
     if (session_layer_end(s, &d, &err) == 0 && (d.offset + d.length < d.offset || d.offset % 4096))

@@ -272,12 +272,41 @@ static void test_the_model_of_a_small_service(void **state)
     config_problems_release(&p);
 }
 
+static void test_limits_of_a_command_are_numbers(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *compute, *ram;
+        uint32_t cpus; /* of a machine with 4 */
+        uint64_t bytes;
+    } rows[] = {
+        {"LOW", "512MB", 100, 512000000},     {"medium", "512MiB", 200, UINT64_C(512) << 20},
+        {"HIGH", "2G", 0, UINT64_C(2) << 30}, {"150", "64k", 150, 65536},
+        {"400", "1GB", 0, 1000000000},        {"1", "999999999GiB", 1, UINT64_C(999999999) << 30},
+        {"99999999999", "1KB", 0, 1000},
+    };
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        CB_AUTO_FREE char *text =
+            cb_xasprintf("base_image: debian\nlayers: [{name: a, init_commands: [{args: [x], "
+                         "compute: %s, ram: %s}, x]}]",
+                         rows[i].compute, rows[i].ram);
+        struct workload_config *c = parse(text);
+        CB_AUTO_FREE char *dump = config_dump(c);
+        struct workload_config *again = parse(dump); /* as a job reads it */
+        const struct command *x = &again->layers[0].init_commands.v[0];
+        assert_int_equal(command_cpus(x, 4), rows[i].cpus);
+        assert_int_equal(command_ram(x), rows[i].bytes);
+        assert_int_equal(command_cpus(x + 1, 4), 0);
+        assert_int_equal(command_ram(x + 1), 0);
+        config_free(c);
+        config_free(again);
+    }
+}
+
 static void test_what_is_not_acted_on_is_named_once(void **state)
 {
     (void)state;
     static const char *const expected[] = {"command type gcp-auth",
-                                           "compute",
-                                           "ram",
                                            "allowed_files",
                                            "refresh_commands",
                                            "refresh_interval",
@@ -673,6 +702,7 @@ int main(void)
         cmocka_unit_test(test_examples_are_right),
         cmocka_unit_test(test_bad_files_are_explained),
         cmocka_unit_test(test_the_model_of_a_small_service),
+        cmocka_unit_test(test_limits_of_a_command_are_numbers),
         cmocka_unit_test(test_what_is_not_acted_on_is_named_once),
         cmocka_unit_test(test_defaults_are_filled_in),
         cmocka_unit_test(test_what_a_template_keeps_of_credentials),
