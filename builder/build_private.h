@@ -36,7 +36,7 @@ struct build {
     bool have_base, have_kernel;
     struct cb_strv unknown;
     uint64_t locked_by; /* the version whose lock was used, 0: none */
-    json_t *locked;     /* and what it says (--locked) */
+    json_t *locked;     /* and what it says (--locked), or the lock of the build that is resumed */
 
     char *agent_path;
     struct cb_digest agent;

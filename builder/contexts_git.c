@@ -73,6 +73,8 @@ static int by_lock(const struct build *b, const struct context_source *s, struct
         memcpy(f->commit, commit, sizeof(f->commit));
         return 0;
     }
+    if (b->o->lock)
+        return cb_fail(err, CB_E_CORRUPT, "the lock of build %s has no commit of it", b->o->resume);
     cb_fail(err, CB_E_CONFIG, "--locked: version %llu of %s has no commit of it in its lock",
             (unsigned long long)b->locked_by, b->name);
     return cb_hint(err, "build once without --locked to take it in");
@@ -115,7 +117,7 @@ static int find_commit(struct build *b, const struct context_source *s, struct g
         memcpy(f->commit, s->ref, sizeof(f->commit));
         return 0;
     }
-    return b->o->locked ? by_lock(b, s, f, err) : ask(b, s, f, err);
+    return b->o->locked || b->locked ? by_lock(b, s, f, err) : ask(b, s, f, err);
 }
 
 /* ---- its files ---- */

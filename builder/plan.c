@@ -113,6 +113,7 @@ static int resolve_as_before(struct build *b, struct cb_error *err)
     struct cb_digest manifest;
     if (!text || !cb_digest_parse(text, &manifest))
         return cb_fail(err, CB_E_CORRUPT, "the lock of build %s is not one", b->o->resume);
+    b->locked = json_incref(lock);
     return image_resolve_locked(b->store, b->settings, b->base_source, &manifest, ARCH, b->o->pull,
                                 &b->em.progress, &b->base, err);
 }

@@ -1,5 +1,6 @@
 """What a failed command leaves: `shell` looks at it, `resume` goes on from it; and it goes with time."""
 
+import fcntl
 import json
 import os
 import pty
@@ -8,10 +9,10 @@ import struct
 import termios
 import time
 import unittest
-import fcntl
 
 import harness
 from harness import E2E, PROGRAM, environment
+from test_contexts import Repository
 
 
 class Terminal:
@@ -210,6 +211,23 @@ class AfterFailureContainer(AfterFailure, E2E):
         got = self.home.run("resume", "--progress", "json", "tries", cls=harness.Build)
         self.ends(got, 1)
         self.assertEqual(self.ok(self.shell("cat /srv/x", "tries")).out, "x\n")
+
+
+    def test_13_the_lock_is_the_old_one(self):
+        """A branch that moves meanwhile: a new build would take what it means now, a resumed one does not."""
+        repo = Repository(self.folder / "repo")
+        old = repo.commit("one", word="old\n")
+        path = self.home.config("moves")
+        doc = json.loads(path.read_text())
+        doc["layers"] = [{"name": "src", "context": [{"git": repo.url, "dst": "/srv/src"}], "init_commands": [
+            "echo x >> /srv/tries; cat /srv/src/word; test $(wc -l < /srv/tries) = 2"]}]
+        path.write_text(json.dumps(doc))
+        self.ends(self.home.build(path, "--isolation", self.builder, "--no-boot-check"), 1)
+        repo.commit("two", word="new\n")
+        got = self.ok(self.home.run("resume", "--progress", "json", "moves", cls=harness.Build))
+        self.assertEqual(got.output("src").split(), ["old"], str(got))
+        lock = self.home.manifest("moves")["lock"]
+        self.assertEqual([g["commit"] for g in lock["git"]], [old])
 
 
 class AfterFailureVm(AfterFailure, E2E):
