@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -105,6 +106,18 @@ static void on_change(ext2_filsys fs, blk64_t block, int change)
         (void)writer_free_blocks(w, block, 1, &w->error);
 }
 
+/* Longer than the image will become, until its end is known: XFS gives a file that grows more room
+ * than it asks for, and what of that comes to lie in a hole stays taken. Beyond a limit on the
+ * sizes of files a signal would come. */
+static void make_long(int fd)
+{
+    const uint64_t bytes = LAYOUT_GROUPS_MAX * GROUP_BLOCKS * EXT4_BLOCK;
+    struct rlimit most;
+    if (getrlimit(RLIMIT_FSIZE, &most) == 0 &&
+        (most.rlim_cur == RLIM_INFINITY || most.rlim_cur >= bytes))
+        (void)!ftruncate(fd, (off_t)bytes);
+}
+
 static int open_writer(const char *path, int from, uint64_t max_blocks, struct writer **out,
                        struct cb_error *err)
 {
@@ -127,6 +140,7 @@ static int open_writer(const char *path, int from, uint64_t max_blocks, struct w
         writer_free(w);
         return rc;
     }
+    make_long(w->fd);
     ext2fs_set_alloc_block_callback(w->fs, on_alloc, NULL);
     ext2fs_set_block_alloc_stats_callback(w->fs, on_change, NULL);
     *out = w;

@@ -7,6 +7,7 @@ The kernel is asked only by root, and where loop devices and its log can be had.
 import hashlib
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -153,6 +154,34 @@ class Proofs(unittest.TestCase):
         flatten(image, 4096, self.base, self.install, how="onto")
         self.fsck(image)
         self.assertEqual(self.mounted(image, "usr/lib"), 250 + 6)
+
+    def test_on_a_file_system_that_shares_blocks(self):
+        """XFS: the same bytes, an image from an image costs next to nothing, and holes are not filled with the room
+        that XFS gives a growing file in advance."""
+        if os.geteuid() != 0 or not shutil.which("mkfs.xfs", path=os.environ["PATH"]):
+            self.skipTest("only root may mount, and mkfs.xfs is needed")
+        holes = self.work / "holes.tar"
+        write_tar(holes, [("holes", b"".join((b"x" if i % 10 == 0 else b"\0") * CHUNK for i in range(300)))])
+        disk, root = self.work / "xfs", self.work / "xfs-mnt"
+        root.mkdir()
+        with open(disk, "wb") as f:
+            f.truncate(3 << 30)
+        subprocess.run(["mkfs.xfs", "-q", disk], check=True)
+        script = '''mount -o loop "$1" "$2" || exit 77
+            cd "$2" && "$3" learn image 2048 "$4" >&2 && rm image && sync -f . && df --output=used -B1 . | tail -1 &&
+            "$3" onto image 4096 "$4" | grep sha256: && sync -f . && df --output=used -B1 . | tail -1 &&
+            "$3" flatten holes 2048 "$5"'''
+        done = subprocess.run(["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", disk, root, TOOL,
+                               self.base, holes], capture_output=True, text=True, check=False)
+        if done.returncode == 77:
+            self.skipTest(f"no mounts here: {done.stderr}")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        before, digest, after, sums = done.stdout.splitlines()[:4]
+        self.assertEqual(digest, flatten(self.work / "elsewhere", 4096, self.base))
+        self.assertLess(int(after) - int(before), 16 << 20)
+        allocated = int(sums.split(", ")[2].split()[0])
+        self.assertGreater(allocated, 30 << 20)
+        self.assertLess(allocated, 50 << 20)
 
     def mounted(self, image, folder):
         """How many names the kernel finds in @folder, once it has written to the image without a complaint."""
