@@ -135,6 +135,24 @@ static void add_visible(struct cb_buf *out, const char *p, size_t n)
     }
 }
 
+/* A kernel that panics says why first and then much else: the @n bytes to show are those from there
+ * on, as many lines. Moves @at, where they begin. */
+static size_t from_panic(const char *raw, size_t n, size_t *at, unsigned lines)
+{
+    static const char words[] = "Kernel panic - not syncing";
+    const char *last = NULL;
+    for (const char *p = raw; (p = strstr(p, words)) && p < raw + *at; p++)
+        last = p;
+    if (!last || lines < 2)
+        return n;
+    while (last > raw && last[-1] != '\n')
+        last--;
+    *at = (size_t)(last - raw);
+    for (n = *at; raw[n] && (raw[n] != '\n' || --lines); n++)
+        ;
+    return n;
+}
+
 char *machine_console_tail(const struct machine *m, unsigned lines)
 {
     CB_AUTO_BUF out = CB_BUF_INIT((size_t)4 * TAIL_BYTES);
@@ -147,6 +165,7 @@ char *machine_console_tail(const struct machine *m, unsigned lines)
     for (unsigned seen = 0; at > 0; at--)
         if (raw[at - 1] == '\n' && ++seen == lines)
             break;
+    n = from_panic(raw, n, &at, lines);
     if (lines)
         add_visible(&out, raw + at, n - at);
     return cb_buf_take(&out);

@@ -141,7 +141,8 @@ bool machine_canceled(void);
  * Owned, or NULL. */
 char *machine_agent(void);
 
-/* The last @lines lines of the console log, control characters made visible. Owned, never NULL. */
+/* The last @lines lines of the console log, or as many from where its kernel panicked, control
+ * characters made visible. Owned, never NULL. */
 char *machine_console_tail(const struct machine *m, unsigned lines);
 /* How it ended ("QEMU: killed by SIGKILL"), or NULL while it lives. Owned. */
 char *machine_end_text(struct machine *m);

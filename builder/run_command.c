@@ -19,6 +19,7 @@ enum {
     START_WAIT_MS = 300,   /* what ends sooner did not start */
     RETRY_FIRST_MS = 1000, /* the pause before the second attempt; each one is twice the last */
     RETRY_MOST_MS = 30000,
+    END_WAIT_MS = 1000,
 };
 
 /* The builder's disks are sparse files here: when this machine's disk is full, what commands see is
@@ -35,6 +36,8 @@ int talk_explain(struct talk *t, struct cb_error *err)
         return -(int)err->code;
     if (host_is_full(t->b))
         cb_wrap(err, "the disk of this machine is full (%s)", t->b->settings->home);
+    if (err->code == CB_E_SYS) /* its stream closes a moment before it is gone */
+        machine_wait_end(t->m, END_WAIT_MS);
     CB_AUTO_FREE char *end = machine_end_text(t->m);
     CB_AUTO_FREE char *console = machine_console_tail(t->m, 20);
     if (end)

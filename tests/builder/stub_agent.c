@@ -2,24 +2,15 @@
  * as a container's program, says hello on its channel and then answers one-line questions about
  * what it sees. Static, libc only. */
 #define _GNU_SOURCE
+#include "stub_guest.h"
+
 #include <arpa/inet.h>
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <net/if.h>
 #include <net/route.h>
 #include <poll.h>
 #include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mount.h>
-#include <sys/reboot.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 static int channel = -1;
 static char cmdline[4096];
@@ -44,38 +35,12 @@ static void say(const char *fmt, ...)
     }
 }
 
-static ssize_t slurp(const char *path, char *out, size_t size)
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? -1 : read(fd, out, size - 1);
-    if (fd >= 0)
-        close(fd);
-    out[n > 0 ? n : 0] = '\0';
-    return n;
-}
-
 static const char *word(const char *key, char *out, size_t size)
 {
     const char *p = strstr(cmdline, key);
     snprintf(out, size, "%.*s", p ? (int)strcspn(p + strlen(key), " \n") : 0,
              p ? p + strlen(key) : "");
     return out;
-}
-
-static void load_modules(void)
-{
-    FILE *f = fopen("/modules.list", "re");
-    char path[512];
-    while (f && fgets(path, sizeof(path), f)) {
-        path[strcspn(path, "\n")] = '\0';
-        int fd = open(path, O_RDONLY | O_CLOEXEC);
-        if (fd < 0 || syscall(SYS_finit_module, fd, "", 0) < 0)
-            printf("stub: %s: %s\n", path, strerror(errno));
-        if (fd >= 0)
-            close(fd);
-    }
-    if (f)
-        fclose(f);
 }
 
 static void set_address(int s, struct ifreq *r, int request, const char *address)
@@ -115,32 +80,9 @@ static void configure_network(void)
     close(s);
 }
 
-static int open_port(void)
-{
-    for (int tries = 0; tries < 200; tries++) {
-        DIR *d = opendir("/sys/class/virtio-ports");
-        struct dirent *e;
-        while (d && (e = readdir(d))) {
-            char path[512], name[64];
-            snprintf(path, sizeof(path), "/sys/class/virtio-ports/%s/name", e->d_name);
-            if (slurp(path, name, sizeof(name)) > 0 && strcmp(name, "capsule.agent.0\n") == 0) {
-                snprintf(path, sizeof(path), "/dev/%s", e->d_name);
-                closedir(d);
-                return open(path, O_RDWR | O_CLOEXEC);
-            }
-        }
-        if (d)
-            closedir(d);
-        usleep(10000);
-    }
-    return -1;
-}
-
 static void init_guest(void)
 {
-    mount("proc", "/proc", "proc", 0, NULL);
-    mount("sys", "/sys", "sysfs", 0, NULL);
-    mount("dev", "/dev", "devtmpfs", 0, NULL);
+    stub_mount();
     slurp("/proc/cmdline", cmdline, sizeof(cmdline));
     setvbuf(stdout, NULL, _IOLBF, 0);
     char mode[32];
@@ -150,9 +92,9 @@ static void init_guest(void)
         sync();
         reboot(RB_AUTOBOOT);
     }
-    load_modules();
+    stub_devices();
     configure_network();
-    channel = open_port();
+    channel = stub_port();
     printf("stub: up in mode %s\n", mode);
 }
 

@@ -29,6 +29,21 @@ static void test_console_tail_is_what_was_just_written(void **state)
         CB_AUTO_FREE char *tail = machine_console_tail(&m, cases[i].lines);
         assert_string_equal(tail, cases[i].tail);
     }
+    put(fd, "[ 3.0] Kernel panic - not syncing: no init\r\n[ 3.1] CPU: 0\r\n[ 3.2] ?\r\n"
+            "[ 3.3] Call Trace:\r\n[ 3.4] rest\r\n");
+    static const struct {
+        unsigned lines;
+        const char *tail;
+    } panics[] = {
+        {1, "[ 3.4] rest"}, /* one line is the last one, whatever it says */
+        {3, "[ 3.0] Kernel panic - not syncing: no init\n[ 3.1] CPU: 0\n[ 3.2] ?"},
+        {5, "[ 3.0] Kernel panic - not syncing: no init\n[ 3.1] CPU: 0\n[ 3.2] ?\n"
+            "[ 3.3] Call Trace:\n[ 3.4] rest"},
+    };
+    for (size_t i = 0; i < sizeof(panics) / sizeof(panics[0]); i++) {
+        CB_AUTO_FREE char *why = machine_console_tail(&m, panics[i].lines);
+        assert_string_equal(why, panics[i].tail);
+    }
     put(fd, "the end\n");
     console_close(m.console_log); /* while somebody still could write */
     m.console_log = NULL;

@@ -1,7 +1,7 @@
 """Every case of the corpus by every way to its image: from the blobs, from images of its first layers, from images that
 hold its bytes. The rules are corpus_check.py's business; this one is about sameness.
 
-usage: corpus_again.py CORPUS_AGAIN"""
+usage: corpus_again.py CORPUS_AGAIN | CORPUS_GUEST (the same layers from a guest's disk)"""
 import subprocess
 import sys
 import tempfile
