@@ -2,6 +2,7 @@
  * names. */
 #include "builder/builder.h"
 #include "builder/container.h"
+#include "builder/gateway.h"
 #include "builder/netns.h"
 #include "builder/qemu.h"
 #include "support/cleanup.h"
@@ -156,11 +157,20 @@ static void check_network(struct report *r)
     struct netns *ns = NULL;
     if (!r->tmp)
         return;
-    if (netns_open(r->tmp, true, NULL, &ns, &err) < 0)
+    const struct gateway_policy open = {.preset = PRESET_OPEN};
+    const struct gateway_spec spec = {.policies = &open, .n_policies = 1, .optional = true};
+    struct gateway *g = gateway_new(&spec);
+    if (netns_open(r->tmp, true, g, &ns, &err) < 0)
         add_error(r, DOCTOR_BAD, "build network", &err);
     else
         add(r, DOCTOR_OK, "build network", cb_xstrdup("slirp4netns serves a namespace"), NULL);
+    if (gateway_runs(g))
+        add(r, DOCTOR_OK, "network policy", cb_xstrdup("a gateway stands between"), NULL);
+    else if (gateway_why_not(g))
+        add(r, DOCTOR_WARN, "network policy", cb_xstrdup(gateway_why_not(g)),
+            "apt-get install nftables; modprobe nft_redir");
     netns_close(ns);
+    gateway_free(g);
 }
 
 static void check_kernel(struct report *r)

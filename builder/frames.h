@@ -32,6 +32,8 @@
 #define FRAME_HEARTBEAT_MS 2000
 #define FRAME_NONCE_LEN 16u
 #define FRAME_ENTROPY_LEN 64u
+#define FRAME_AUTHORITIES_MAX (2u << 20) /* of all pieces */
+#define FRAME_AUTHORITIES_PATH "/run/capsule-build/authorities.pem"
 #define FRAME_PORT_NAME "capsule.agent.0"
 
 enum frame_type {
@@ -52,16 +54,18 @@ enum frame_type {
     FRAME_COPY_DATA, /* their ENTRYs, the DATA of each behind it in any number of pieces, COPY_END
                       */
     FRAME_DRIVES = 33, /* DRIVE and DRIVE_PATH..., USER: the layer's next steps have them mounted */
+    FRAME_AUTHORITIES = 36, /* DATA...: a piece of what commands are to trust besides the image's
+                             * authorities; after SETUP, before the first layer */
     FRAME_SHELL = 40,  /* as STEP, for a program that is given input; ROWS, COLS: on a terminal */
     FRAME_INPUT = 41,  /* for it: DATA or END, or ROWS and COLS; TAKEN comes before the next one */
     FRAME_PARK = 44,   /* write everything to the disk and be silent: the machine is saved next */
     FRAME_RESUME = 45, /* to one that is parked: NONCE, TIME, ENTROPY; HELLO with NONCE answers */
     /* guest to host */
     FRAME_HELLO = 65, /* VERSION, MODE, after RESUME its NONCE */
-    FRAME_DONE,       /* SETUP, LAYER_BEGIN, TRY, TRY_KEEP, SHUTDOWN and WATCH were carried out;
-                       * answers START when the process lived for WAIT */
-    FRAME_FAILED,     /* the open request could not be: KIND, TEXT */
-    FRAME_OUTPUT,     /* STREAM, DATA */
+    FRAME_DONE,   /* SETUP, AUTHORITIES, LAYER_BEGIN, TRY, TRY_KEEP, SHUTDOWN and WATCH were carried
+                   * out;   answers START when the process lived for WAIT */
+    FRAME_FAILED, /* the open request could not be: KIND, TEXT */
+    FRAME_OUTPUT, /* STREAM, DATA */
     FRAME_STEP_DONE,  /* answer to STEP and EXEC, and to START when the process ended at once: EXIT,
                        * SIGNAL, TIMED_OUT, ELAPSED, CPU, RSS, and LIMIT, LIMIT_VALUE */
     FRAME_LAYER_DONE, /* OFFSET, LENGTH, ENTRIES, WHITEOUTS */

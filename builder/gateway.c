@@ -38,6 +38,7 @@ enum {
     DNS_PORT = 53,
     FILES = 2 * CONNECTIONS_MAX + FLOWS_MAX + 64,
     HIGH_FD = 64,
+    BACKLOG = 4096,
     NFT_TIMEOUT_MS = 20000,
     ANSWER_TIMEOUT_MS = 20000,
     STOP_MS = 0,
@@ -83,12 +84,12 @@ static void set_address(int out, int sock, unsigned long request, const char *te
         fail(out, "give the tunnel an address");
 }
 
-/* No IPv6 inside, not even an address: programs turn to IPv4 at once. */
-static void without_ipv6(void)
+/* A switch of the namespace that we are in; where it cannot be set, things are only less smooth. */
+static void set_switch(const char *path, const char *value)
 {
-    int fd = open("/proc/sys/net/ipv6/conf/" TUNNEL "/disable_ipv6", O_WRONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? 0 : write(fd, "1", 1);
-    (void)n; /* what comes by IPv6 is dropped in any case */
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? 0 : write(fd, value, strlen(value));
+    (void)n;
     cb_close(fd);
 }
 
@@ -100,7 +101,10 @@ static int open_tunnel(int out)
     int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (tun < 0 || sock < 0 || ioctl(tun, TUNSETIFF, &r) < 0)
         fail(out, "open /dev/net/tun");
-    without_ipv6();
+    /* no IPv6 inside, not even an address: programs turn to IPv4 at once */
+    set_switch("/proc/sys/net/ipv6/conf/" TUNNEL "/disable_ipv6", "1");
+    /* a connection that finds the queue full is tried again, not forgotten by one side */
+    set_switch("/proc/sys/net/ipv4/tcp_syncookies", "0");
     set_address(out, sock, SIOCSIFADDR, NETNS_ADDRESS);
     set_address(out, sock, SIOCSIFNETMASK, "255.255.255.0");
     r = (struct ifreq){.ifr_name = TUNNEL, .ifr_mtu = TUNNEL_MTU};
@@ -123,7 +127,7 @@ static int open_listener(int out, uint16_t *port)
     struct sockaddr_in a = ipv4(INADDR_LOOPBACK, 0);
     socklen_t len = sizeof(a);
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0 || bind(fd, (const struct sockaddr *)&a, sizeof(a)) < 0 || listen(fd, 256) < 0 ||
+    if (fd < 0 || bind(fd, (const struct sockaddr *)&a, sizeof(a)) < 0 || listen(fd, BACKLOG) < 0 ||
         getsockname(fd, (struct sockaddr *)&a, &len) < 0)
         fail(out, "listen");
     *port = ntohs(a.sin_port);

@@ -142,6 +142,15 @@ void tcp_judge_again(struct loop *g);
 void tcp_answer(struct loop *g, size_t index, uint32_t generation, const uint8_t *p, size_t n);
 
 /* gateway_udp.c */
+struct datagram {
+    struct sockaddr_in from, to;
+    const uint8_t *data;
+    size_t n;
+    const uint8_t *packet; /* all of it, for a refusal */
+    size_t header;
+};
+/* Reads a packet of the tunnel: false when it is no whole UDP datagram in IPv4. @out borrows it. */
+bool udp_read_packet(const uint8_t *p, size_t n, struct datagram *out);
 void udp_tunnel_readable(struct loop *g);
 void udp_flow_readable(struct loop *g, size_t index);
 /* A datagram into the build's namespace. */

@@ -21,14 +21,6 @@ enum {
     PROHIBITED = 13,
 };
 
-struct datagram {
-    struct sockaddr_in from, to;
-    const uint8_t *data;
-    size_t n;
-    const uint8_t *packet; /* all of it, for a refusal */
-    size_t header;
-};
-
 static uint16_t get16(const uint8_t *p)
 {
     return (uint16_t)(p[0] << 8 | p[1]);
@@ -98,8 +90,7 @@ static void refuse(struct loop *g, const struct datagram *d)
     (void)sent;
 }
 
-/* A whole UDP datagram in IPv4, or false. */
-static bool read_packet(const uint8_t *p, size_t n, struct datagram *d)
+bool udp_read_packet(const uint8_t *p, size_t n, struct datagram *d)
 {
     if (n < IP_HEADER + UDP_HEADER || p[0] >> 4 != 4 || p[9] != IPPROTO_UDP)
         return false;
@@ -211,7 +202,7 @@ void udp_tunnel_readable(struct loop *g)
         ssize_t n = read(g->tun, g->packet, sizeof(g->packet));
         if (n < 0)
             return;
-        if (read_packet(g->packet, (size_t)n, &d))
+        if (udp_read_packet(g->packet, (size_t)n, &d))
             take_datagram(g, &d);
     }
 }

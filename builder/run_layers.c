@@ -1,6 +1,7 @@
 /* Brings every layer's diff about. A machine is started only when a layer is not cached; one
  * machine serves all that are missing. */
 #include "builder/after_failure.h"
+#include "builder/authorities.h"
 #include "builder/build_private.h"
 #include "builder/contexts.h"
 #include "builder/run_command.h"
@@ -216,8 +217,8 @@ static int make_sparse(const char *path, uint64_t size, int *fd_out, struct cb_e
     return 0;
 }
 
-/* What commands start with: how to get out of here (`proxy` of the settings), then what the image
- * says, which wins. It goes to the guest alone: no image and no key has it. */
+/* What commands start with: how to get out of here (`proxy` and `ca_bundle` of the settings), then
+ * what the image says, which wins. It goes to the guest alone: no image and no key has it. */
 static void command_env(const struct build *b, struct cb_strv *env)
 {
     static const char *const names[] = {"http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"};
@@ -229,6 +230,8 @@ static void command_env(const struct build *b, struct cb_strv *env)
         cb_strv_addf(env, "no_proxy=%s", no ? no : "localhost,127.0.0.1,::1");
         cb_strv_addf(env, "NO_PROXY=%s", no ? no : "localhost,127.0.0.1,::1");
     }
+    if (b->settings->ca_bundle)
+        authorities_env(env);
     for (size_t i = 0; i < image->n; i++)
         cb_strv_add(env, image->v[i]);
 }
@@ -237,7 +240,10 @@ int talk_start(struct talk *t, size_t first, const char *lower, struct cb_error 
 {
     struct build *b = t->b;
     const struct machine_driver *driver = NULL;
-    int rc = egress_open(b->c, b->settings, &b->em, &b->egress, err);
+    CB_AUTO_BUF authorities = CB_BUF_INIT(AUTHORITIES_MAX);
+    int rc = authorities_read(b->settings, &authorities, err);
+    if (rc == 0)
+        rc = egress_open(b->c, b->settings, &b->em, &b->egress, err);
     if (rc == 0)
         rc = build_choose_driver(b, &driver, err);
     if (rc < 0)
@@ -295,6 +301,8 @@ int talk_start(struct talk *t, size_t first, const char *lower, struct cb_error 
         .stack_layers = t->kept ? t->kept->layer - t->kept->first : 0,
     };
     rc = session_setup(t->s, &g, err);
+    if (rc >= 0)
+        rc = authorities_send(t->s, &authorities, err);
     if (rc < 0)
         return talk_explain(t, err);
     emit_step_end(&b->em, 0, NULL);

@@ -341,10 +341,22 @@ struct setup {
     struct words env;
     char *user, *workdir, *runner, *hostname, *dns, *lower, *scratch, *output;
     uint64_t time_ms;
-    bool used;             /* the scratch disk was, and has */
-    uint64_t stack_layers; /* so many finished layers */
+    bool used;               /* the scratch disk was, and has */
+    uint64_t stack_layers;   /* so many finished layers */
+    struct text authorities; /* what commands trust besides the image's; empty: nothing */
 };
 void setup_release(struct setup *s);
+
+/* --- authorities.c --- */
+
+/* Adds a piece of FRAME_AUTHORITIES. */
+int authorities_take(struct text *t, const uint8_t *p, size_t n, struct fail *f);
+/* In a layer's root: makes the read-only place of FRAME_AUTHORITIES_PATH. *@out can be written
+ * through; -1 when there is nothing to trust. */
+int authorities_open(const struct text *t, int *out, struct fail *f);
+/* Writes the file there anew: what the image trusts now, and @t. */
+int authorities_renew(const struct text *t, int dir, struct fail *f);
+
 int setup_parse(struct setup *s, const uint8_t *p, size_t n, struct fail *f);
 #define AG_DRIVES_MAX 16
 #define DRIVE_PATH_MAX 4000

@@ -98,6 +98,13 @@ static int do_setup(struct build *b, const uint8_t *p, size_t n, struct fail *f)
     return 0;
 }
 
+static int do_authorities(struct build *b, const uint8_t *p, size_t n, struct fail *f)
+{
+    if (!b->ready || b->in_layer)
+        return fail_set(f, FAIL_PROTOCOL, "AUTHORITIES out of order");
+    return authorities_take(&b->setup.authorities, p, n, f);
+}
+
 /* The layer's init in its namespaces; it answers when it is ready for steps. */
 static int start_init(struct build *b, struct fail *f)
 {
@@ -344,6 +351,7 @@ static int on_host(struct build *b)
         } else {
             switch ((enum frame_type)h.type) {
             case FRAME_SETUP: rc = do_setup(b, p, h.length, &f); break;
+            case FRAME_AUTHORITIES: rc = do_authorities(b, p, h.length, &f); break;
             case FRAME_LAYER_BEGIN: rc = do_layer_begin(b, p, h.length, &f); break;
             case FRAME_STEP:
             case FRAME_COPY:
@@ -367,7 +375,7 @@ static int on_host(struct build *b)
         }
         if (rc < 0)
             (void)chan_send_fail(b->host, h.step, &f);
-        else if (h.type == FRAME_SETUP)
+        else if (h.type == FRAME_SETUP || h.type == FRAME_AUTHORITIES)
             (void)chan_send_empty(b->host, FRAME_DONE, 0);
         chan_pop(b->host, &h);
     }

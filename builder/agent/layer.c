@@ -50,6 +50,7 @@ struct init {
     struct started *starts[STARTS_MAX];
     size_t n_starts;
     struct copying copying;
+    int authorities; /* the folder of their file, or -1 */
 };
 
 static void drop_left_open(struct init *in, size_t i)
@@ -123,6 +124,7 @@ static int start_step(struct init *in, struct job *job, struct watch *watch,
     struct words env = {0}, argv = {0};
     struct ident who;
     if (ident_load(pick_user(in, s->root, s->user), &who, f) < 0 ||
+        authorities_renew(&in->setup->authorities, in->authorities, f) < 0 ||
         watch_begin(watch, &in->groups, s, f) < 0)
         return -1;
     say_no_limits(in, s);
@@ -481,6 +483,8 @@ static _Noreturn void init_main(const struct setup *s, const struct layer_spec *
         (void)groups_open(&in.groups, mode->groups, &f);
     if (rc == 0)
         rc = enter_root(s, l, mode->drives, &f);
+    if (rc == 0)
+        rc = authorities_open(&s->authorities, &in.authorities, &f);
     if (rc == 0 && l->first && s->runner) {
         int made = user_ensure(s->runner, &f);
         if (made > 0)

@@ -53,6 +53,7 @@ static int broken(struct fail *f)
 void setup_release(struct setup *s)
 {
     words_release(&s->env);
+    text_release(&s->authorities);
     char *owned[] = {s->user, s->workdir, s->runner,  s->hostname,
                      s->dns,  s->lower,   s->scratch, s->output};
     for (size_t i = 0; i < ARRAY_LEN(owned); i++)

@@ -24,7 +24,7 @@ enum { ECHO_PORT = 7, HTTP_PORT = 80, FIRST_PORT = 25, PATIENCE_S = 10 };
 struct fixture {
     struct netns *ns;
     struct gateway *gateway;
-    struct gateway_policy policies[3];
+    struct gateway_policy policies[4];
     struct network_policy rules;
     struct cb_strv only;
     pid_t servers;
@@ -198,11 +198,13 @@ static void converse(const struct act *a, char *out, size_t size)
         (void)snprintf(out, size, "error %d", errno);
         return;
     }
-    ssize_t n = recv(s, out, size - 1, 0);
-    if (n < 0)
+    size_t len = 0, want = a->say ? strlen(a->say) : 1; /* it is an echo, perhaps in pieces */
+    ssize_t n;
+    while ((n = recv(s, out + len, size - 1 - len, 0)) > 0 && (len += (size_t)n) < want)
+        ;
+    out[len] = '\0';
+    if (n < 0 && len == 0)
         (void)snprintf(out, size, "error %d", errno);
-    else
-        out[n] = '\0';
 }
 
 /* A packet past all sockets, as root could send it, with a mark. */
@@ -281,8 +283,10 @@ static struct fixture *set_up(const char *dir)
     f->policies[0] = (struct gateway_policy){.rules = &f->rules};
     f->policies[1] = (struct gateway_policy){.preset = PRESET_NONE, .only = &f->only};
     f->policies[2] = (struct gateway_policy){.preset = PRESET_OPEN};
+    f->policies[3] = (struct gateway_policy){
+        .preset = PRESET_NONE, .only = &f->only, .proxy = "proxy.example", .proxy_port = HTTP_PORT};
     const struct gateway_spec spec = {.policies = f->policies,
-                                      .n_policies = 3,
+                                      .n_policies = 4,
                                       .resolver = ntohl(at(FAR, 0).sin_addr.s_addr),
                                       .report = on_report,
                                       .arg = f};
@@ -401,6 +405,34 @@ static void test_one_steps_hosts_are_not_the_nexts(void **state)
     take_down(f);
 }
 
+static void test_what_a_proxy_is_asked_for(void **state)
+{
+#define ASK(line) line " HTTP/1.1\r\n\r\n"
+#define FETCH ASK("GET http://other.example/")
+    struct fixture *f = set_up(*state);
+    said(f, 3, "");
+    assert_string_equal(inside(f, (struct act){TCP, FAR, ASK("CONNECT other.example:443"), 80}),
+                        RESET); /* nobody asked for the proxy's address yet */
+    said(f, 3, "refused  192.0.2.10 80\n");
+    assert_string_equal(inside(f, (struct act){RESOLVE, "proxy.example", NULL, 0}), FAR);
+    assert_string_equal(inside(f, (struct act){TCP, FAR, ASK("CONNECT other.example:443"), 80}),
+                        ASK("CONNECT other.example:443"));
+    assert_string_equal(inside(f, (struct act){TCP, FAR, FETCH FETCH, 80}), FETCH FETCH);
+    said(f, 3, "contact other.example 0.0.0.0 443\ncontact other.example 0.0.0.0 80\n");
+    static const char *const refused[] = {
+        ASK("CONNECT good.example:443"), ASK("GET http://good.example/"), ASK("GET /"), "SSH-2\r\n",
+        "POST http://other.example/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"};
+    for (size_t i = 0; i < sizeof(refused) / sizeof(refused[0]); i++)
+        assert_string_equal(inside(f, (struct act){TCP, FAR, refused[i], 80}), RESET);
+    said(f, 3,
+         "refused good.example 0.0.0.0 443\nrefused good.example 0.0.0.0 80\n"
+         "refused proxy.example 192.0.2.10 80\nrefused other.example 0.0.0.0 80\n");
+    /* the second request of a connection is one, too */
+    (void)inside(f, (struct act){TCP, FAR, FETCH ASK("GET http://good.example/"), 80});
+    said(f, 0, "contact other.example 0.0.0.0 80\nrefused good.example 0.0.0.0 80\n");
+    take_down(f);
+}
+
 /* A connection that stays open into the next step is cut when that may not have it. */
 static void test_open_connections_are_judged_again(void **state)
 {
@@ -503,6 +535,7 @@ int main(void)
         test_in_dir(test_a_name_does_not_lead_to_this_machine),
         test_in_dir(test_datagrams),
         test_in_dir(test_one_steps_hosts_are_not_the_nexts),
+        test_in_dir(test_what_a_proxy_is_asked_for),
         test_in_dir(test_open_connections_are_judged_again),
         test_in_dir(test_many_connections),
         test_in_dir(test_its_end_closes_everything),

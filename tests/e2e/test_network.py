@@ -132,6 +132,28 @@ class Network:
         self.assertNotIn("not supported yet", str(got.of("warning")))
 
 
+    def test_an_authority_of_ones_own_reaches_commands_and_nothing_else(self):
+        bundle = self.home.folder / "company.pem"
+        bundle.write_text("-----BEGIN CERTIFICATE-----\nours\n-----END CERTIFICATE-----\n")
+        env = {"CAPSULE_BUILD_CA_BUNDLE": str(bundle)}
+        show = 'env | grep -E "^(SSL_CERT_FILE|CURL_CA_BUNDLE|GIT_SSL_CAINFO)=" | sort; grep ours "$SSL_CERT_FILE"; true'
+        layers = [("probe", [show]), ("own", [{"args": ["bash", "-c", show], "env_variables": {"SSL_CERT_FILE": "/mine"}}])]
+        config = self.home.config("trusting", layers)
+        got = self.ok(self.home.build(config, "--isolation", self.builder, "--no-boot-check", env=env))
+        path = "/run/capsule-build/authorities.pem"
+        self.assertEqual(got.output("probe"), f"CURL_CA_BUNDLE={path}\nGIT_SSL_CAINFO={path}\nSSL_CERT_FILE={path}\nours\n")
+        self.assertIn("SSL_CERT_FILE=/mine\n", got.output("own"))
+        self.assertNotIn("authorities", json.dumps(self.home.manifest("trusting")))
+        got = self.ok(self.home.build(config, "--isolation", self.builder, "--no-boot-check"))
+        self.assertEqual(got.output("probe"), "")  # the key is the same: cached
+        if self.builder == "container":
+            bundle.write_text("what")
+            config = self.home.config("untrusting", [("other", ["true # other"])])
+            got = self.home.build(config, "--isolation", self.builder, env=env)
+            self.assertEqual(got.rc, 2)
+            self.assertIn(f"ca_bundle {bundle}: it holds no certificate in PEM", got.error)
+
+
 class NetworkContainer(Network, E2E):
     builder = "container"
 

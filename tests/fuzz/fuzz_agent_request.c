@@ -24,6 +24,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         (entry.path[0] == '/' || memmem(entry.path, entry.path_len, "//", 2) ||
          memmem(entry.path, entry.path_len, "/../", 4)))
         abort();
+    if (data[0] == 0xfb)
+        (void)authorities_take(&setup.authorities, data + 1, size - 1, &f);
     if (data[0] == 0xfc)
         (void)drives_parse(&layer, data + 1, size - 1, &f);
     switch (data[0] % 3) {
