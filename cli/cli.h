@@ -43,8 +43,8 @@ struct cli_args {
     unsigned depth, top; /* 0: the defaults */
     const char *verify_key;
     bool dry_run, repair;
-    const char *format, *output, *with_kernel; /* export */
-    uint64_t size;                             /* bytes; 0: not given */
+    const char *format, *output, *with_kernel, *drive; /* export */
+    uint64_t size;                                     /* bytes; 0: not given */
     bool compress, keep_zstd;
 };
 

@@ -48,6 +48,7 @@ enum {
     OPT_COMPRESS,
     OPT_KEEP_ZSTD,
     OPT_WITH_KERNEL,
+    OPT_DRIVE,
     OPT_STAT,
     OPT_SIZES,
     OPT_DEPTH,
@@ -153,6 +154,7 @@ static const struct option export_options[] = {
     {"compress", no_argument, NULL, OPT_COMPRESS},
     {"keep-zstd", no_argument, NULL, OPT_KEEP_ZSTD},
     {"with-kernel", required_argument, NULL, OPT_WITH_KERNEL},
+    {"drive", required_argument, NULL, OPT_DRIVE},
     {"version", required_argument, NULL, OPT_VERSION},
     END_OPTIONS,
 };
@@ -266,6 +268,7 @@ static void print_help(FILE *out)
         "  --compress                       (qcow2) smaller, slower\n"
         "  --keep-zstd                      (oci) layers as they are, not all in gzip\n"
         "  --with-kernel DIR                (ext4) kernel, initramfs and command line beside it\n"
+        "  --drive ID                       (ext4) a drive of the template, not its root\n"
         "\nShowing (show NAME):\n"
         "  --sizes [--depth N] [--top N]    where its bytes are, by layer and by folder\n"
         "  --sbom                           its packages, as SPDX 2.3 JSON\n"
@@ -435,6 +438,7 @@ static int set_option(struct cli_args *a, int opt, const char *value)
     case OPT_COMPRESS: a->compress = true; return 0;
     case OPT_KEEP_ZSTD: a->keep_zstd = true; return 0;
     case OPT_WITH_KERNEL: a->with_kernel = value; return 0;
+    case OPT_DRIVE: a->drive = value; return 0;
     case 'f': a->follow = true; return 0;
     default: return EXIT_BAD_INPUT;
     }

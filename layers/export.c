@@ -194,10 +194,30 @@ void export_note(const struct export *x, const char *fmt, ...)
 
 /* ---- bytes ---- */
 
+/* The image's digest: the template's, or that of the drive that is asked for. NULL: no such drive.
+ */
+static const struct cb_digest *wanted(const struct export_spec *s)
+{
+    const struct cb_digest *found = s->drive ? NULL : &s->t->image;
+    for (size_t i = 0; s->drive && i < s->t->n_drives; i++)
+        if (strcmp(s->t->drives[i].drive_id, s->drive) == 0)
+            found = &s->t->drives[i].image;
+    return found;
+}
+
+/* Where drives are to be had, "a, b". Owned. */
+static char *drive_ids(const struct template_manifest *t)
+{
+    struct cb_buf b = CB_BUF_INIT(65536);
+    for (size_t i = 0; i < t->n_drives; i++)
+        (void)cb_buf_addf(&b, "%s%s", i ? ", " : "", t->drives[i].drive_id);
+    return cb_buf_take(&b);
+}
+
 int export_open_image(const struct export *x, char **path, struct cb_error *err)
 {
     CB_AUTO_FREE char *image = NULL;
-    int rc = store_image_path(x->s->store, &x->s->t->image, &image, err);
+    int rc = store_image_path(x->s->store, wanted(x->s), &image, err);
     if (rc < 0)
         return cb_wrap(err, "the image of %s version %llu", x->s->t->name,
                        (unsigned long long)x->s->t->version);
@@ -355,10 +375,38 @@ static int make_ext4(struct export *x, struct cb_error *err)
 
 /* ---- the whole ---- */
 
+static int check_drive(const struct export_spec *s, struct cb_error *err)
+{
+    if (s->format != EXPORT_EXT4)
+        return cb_fail(err, CB_E_CONFIG, "--drive belongs to --format ext4");
+    if (s->kernel_dir)
+        return cb_fail(err, CB_E_CONFIG, "--drive has no kernel: --with-kernel goes with the root");
+    if (s->size)
+        return cb_fail(err, CB_E_CONFIG, "--size: a drive has the size that the config gave it");
+    if (wanted(s))
+        return 0;
+    cb_fail(err, CB_E_NOTFOUND, "%s version %llu has no drive %s", s->t->name,
+            (unsigned long long)s->t->version, s->drive);
+    CB_AUTO_FREE char *ids = drive_ids(s->t);
+    return s->t->n_drives ? cb_hint(err, "it has %s", ids) : -(int)err->code;
+}
+
+/* What somebody would miss who moves the template elsewhere by the one file. */
+static void note_drives(const struct export *x)
+{
+    CB_AUTO_FREE char *ids = drive_ids(x->s->t);
+    if (x->s->t->n_drives && !x->s->drive)
+        export_note(x, "its drives (%s) are not part of it: --format ext4 --drive ID writes one",
+                    ids);
+}
+
 static int check(const struct export_spec *s, struct cb_error *err)
 {
     bool disk = s->format == EXPORT_RAW || s->format == EXPORT_QCOW2 || s->format == EXPORT_GCE;
     struct stat st;
+    int rc = s->drive ? check_drive(s, err) : 0;
+    if (rc < 0)
+        return rc;
     if (s->size && !disk && s->format != EXPORT_EXT4)
         return cb_fail(err, CB_E_CONFIG, "--size: --format %s has none", names[s->format]);
     if (s->kernel_dir && s->format != EXPORT_EXT4)
@@ -410,6 +458,7 @@ int export_run(const struct export_spec *spec, uint64_t *size, struct cb_error *
     int rc = check(spec, err);
     if (rc < 0)
         return rc;
+    note_drives(&x);
     rc = export_begin(&x, spec->out, err);
     if (rc == 0)
         rc = make[spec->format](&x, err);

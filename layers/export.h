@@ -36,11 +36,12 @@ struct export_spec {
      * result is a folder, or a tar of one when @out ends in ".tar" or is "-". */
     bool compress;
     const char *kernel_dir; /* EXPORT_EXT4: a folder for what boots it, made; or NULL */
+    const char *drive;      /* EXPORT_EXT4: the id of a drive, in place of the root; or NULL */
     const struct layers_progress *progress; /* `note` says what a user must know */
     bool (*canceled)(void);                 /* may be NULL; asked often */
 };
 
 /* -CB_E_CONFIG for options that do not fit, -CB_E_ENV when a program is missing (the hint names its
- * package), -CB_E_NOTFOUND when the image or a blob is gone. @size (may be NULL): bytes of the
- * result; 0 for a folder. */
+ * package), -CB_E_NOTFOUND when the image or a blob is gone, or the template has no such drive.
+ * @size (may be NULL): bytes of the result; 0 for a folder. */
 int export_run(const struct export_spec *spec, uint64_t *size, struct cb_error *err);

@@ -64,21 +64,23 @@ static void on_note(void *arg, const char *text)
 }
 
 /* What it is called where -o says nothing. Owned. */
-static char *default_out(const struct template_manifest *t, enum export_format f)
+static char *default_out(const struct template_manifest *t, enum export_format f, const char *drive)
 {
     static const char *const ends[EXPORT_N] = {
         [EXPORT_EXT4] = "ext4",  [EXPORT_RAW] = "raw", [EXPORT_QCOW2] = "qcow2",
         [EXPORT_GCE] = "tar.gz", [EXPORT_OCI] = "oci", [EXPORT_DIR_TAR] = "tar",
     };
-    return cb_xasprintf("%s-%" PRIu64 ".%s", t->name, t->version, ends[f]);
+    return cb_xasprintf("%s-%" PRIu64 "%s%s.%s", t->name, t->version, drive ? "-" : "",
+                        drive ? drive : "", ends[f]);
 }
 
 static void say_done(const struct export_spec *s, uint64_t size)
 {
     char human[32];
     cb_human_bytes(size, human, sizeof(human));
-    fprintf(stderr, "%s version %" PRIu64 ": %s in %s", s->t->name, s->t->version,
-            export_format_name(s->format), strcmp(s->out, "-") == 0 ? "standard output" : s->out);
+    fprintf(stderr, "%s version %" PRIu64 ": %s%s%s in %s", s->t->name, s->t->version,
+            s->drive ? "drive " : "", s->drive ? s->drive : export_format_name(s->format),
+            s->drive ? ", ext4" : "", strcmp(s->out, "-") == 0 ? "standard output" : s->out);
     if (size)
         fprintf(stderr, " (%s)", human);
     fputs("\nhow to use it: docs/export.md\n", stderr);
@@ -105,7 +107,7 @@ static int export_with(struct cli_args *a, struct store *store, const struct tem
     }
     if (check_flags(a, format, &err) < 0)
         return cli_fail(&err);
-    CB_AUTO_FREE char *named = default_out(t, (enum export_format)format);
+    CB_AUTO_FREE char *named = default_out(t, (enum export_format)format, a->drive);
     const char *out = a->output ? a->output : named;
     if (strcmp(out, "-") == 0 && isatty(STDOUT_FILENO)) {
         cb_fail(&err, CB_E_CONFIG, "-o -: standard output is a terminal");
@@ -121,6 +123,7 @@ static int export_with(struct cli_args *a, struct store *store, const struct tem
                                      .compress =
                                          a->compress || (format == EXPORT_OCI && !a->keep_zstd),
                                      .kernel_dir = a->with_kernel,
+                                     .drive = a->drive,
                                      .progress = &progress,
                                      .canceled = canceled};
     uint64_t size = 0;

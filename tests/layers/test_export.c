@@ -226,6 +226,60 @@ static void test_options_that_do_not_fit(void **state)
     template_manifest_free(m);
 }
 
+static void keep_note(void *arg, const char *text)
+{
+    cb_buf_addf(arg, "%s\n", text);
+}
+
+static void test_a_drive_is_a_file_of_its_own(void **state)
+{
+    struct image_fixture *f = *state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct template_manifest *m = publish(f);
+    CB_AUTO_FREE char *dir = out_dir(f);
+    CB_AUTO_FREE char *out = cb_xasprintf("%s/x", dir);
+    CB_AUTO_BUF notes = CB_BUF_INIT(4096);
+    const struct layers_progress progress = {.note = keep_note, .arg = &notes};
+    struct export_spec spec = {.store = f->store->store,
+                               .t = m,
+                               .format = EXPORT_EXT4,
+                               .out = out,
+                               .drive = "seed",
+                               .progress = &progress};
+    assert_fails(export_run(&spec, NULL, &err), &err, CB_E_NOTFOUND,
+                 "web version 2 has no drive seed");
+    char id[] = "seed", label[] = "cb-seed", at[] = "/drives/seed";
+    struct drive_image d = {.drive_id = id, .label = label, .mount_path = at, .image = m->image};
+    m->drives = drive_images_dup(&d, 1);
+    m->n_drives = 1;
+    spec.drive = NULL;
+    assert_ok(export_run(&spec, NULL, &err), &err);
+    assert_string_equal(
+        notes.data, "its drives (seed) are not part of it: --format ext4 --drive ID writes one\n");
+    m->image.b[0] ^= 1; /* the root is not what is written, nor looked for */
+    assert_fails(export_run(&spec, NULL, &err), &err, CB_E_NOTFOUND, "the image of web version 2");
+    cb_buf_clear(&notes);
+    spec.drive = "seed";
+    assert_ok(export_run(&spec, NULL, &err), &err);
+    assert_int_equal(notes.len, 0);
+    struct cb_digest got;
+    CB_AUTO_FD fd = open(out, O_RDONLY | O_CLOEXEC);
+    assert_ok(image_digest(fd, &got, NULL, &err), &err);
+    assert_true(cb_digest_eq(&got, &d.image));
+    spec.drive = "other";
+    assert_fails(export_run(&spec, NULL, &err), &err, CB_E_NOTFOUND, "has no drive other");
+    spec.drive = "seed";
+    spec.size = 1;
+    assert_fails(export_run(&spec, NULL, &err), &err, CB_E_CONFIG, "--size");
+    spec.size = 0;
+    spec.kernel_dir = "k";
+    assert_fails(export_run(&spec, NULL, &err), &err, CB_E_CONFIG, "--drive has no kernel");
+    spec.kernel_dir = NULL;
+    spec.format = EXPORT_RAW;
+    assert_fails(export_run(&spec, NULL, &err), &err, CB_E_CONFIG, "--drive belongs to");
+    template_manifest_free(m);
+}
+
 static int to_buf(void *arg, const void *p, size_t n, struct cb_error *err)
 {
     if (cb_buf_add(arg, p, n) < 0)
@@ -304,6 +358,7 @@ int main(void)
         test_image(test_a_stopped_export_leaves_nothing),
         test_image(test_what_a_killed_export_left_is_removed),
         test_image(test_options_that_do_not_fit),
+        test_image(test_a_drive_is_a_file_of_its_own),
         test_in_dir(test_gzip_reads_back),
         test_in_dir(test_vmlinux_refuses_what_is_no_kernel),
     };
