@@ -136,6 +136,8 @@ int push_template(struct store *s, const struct settings *settings,
     if (t->boot.boot_commands.n > 0 && p && p->note)
         p->note(p->arg, "the commands of every boot have no place in an OCI image; they are left "
                         "out");
+    if (t->n_drives > 0 && p && p->note)
+        p->note(p->arg, "an OCI image has no drives; the template's are left out");
     rc = push_all(s, settings, t, to, p, &im, out, digest, artifacts ? artifacts : &n, err);
     oci_image_release(&im);
     return rc < 0 ? cb_wrap(err, "push %s to %s", t->name, to->text) : 0;

@@ -95,6 +95,13 @@ class Drives:
         self.assertIn("Filesystem volume name:   my-label", self.debugfs(mine, "stats -h"))
         self.assertIn("User:  1000", self.debugfs(mine, "stat /").replace("User:     ", "User:  ").replace(
             "User:    ", "User:  "))
+        # exports name what they leave out, and one is the drive alone
+        out = self.folder / "exported"
+        self.ends(self.home.run("export", "drives", "--format", "ext4", "-o", out), 0,
+                  r"its drives \(seed, mine, empty\) are not part of it")
+        said = self.ends(self.home.run("export", "drives", "--format", "ext4", "--drive", "seed", "-o", out), 0)
+        self.assertNotIn("not part of it", said.text)
+        self.assertEqual(subprocess.run(["cmp", out, seed]).returncode, 0)
         # what was removed takes nothing
         self.assertLess(d["mine"]["chunks"], d["empty"]["chunks"] + 12)
 
