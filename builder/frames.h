@@ -41,7 +41,7 @@ enum frame_type {
     FRAME_SETUP =
         1, /* HOSTNAME, ENV..., USER, WORKDIR, RUNNER, DNS, TIME, LOWER, SCRATCH, OUTPUT */
     FRAME_LAYER_BEGIN, /* NAME, ENV..., WORKDIR, USER */
-    FRAME_STEP,        /* SCRIPT or ARG..., ROOT, ENV..., WORKDIR, USER, TIMEOUT, MEMORY, CPUS */
+    FRAME_STEP, /* SCRIPT or ARG..., ROOT, ENV..., WORKDIR, USER, TIMEOUT, MEMORY, CPUS, FILE... */
     FRAME_LAYER_END,
     FRAME_SHUTDOWN,
     FRAME_EXEC,      /* ARG...: one command in the booted system */
@@ -115,6 +115,7 @@ enum frame_tag {
     TAG_LIMIT_VALUE, /* bytes, or how many */
     TAG_MEMORY,      /* bytes that a command may have */
     TAG_CPUS,        /* percent of one CPU that it may have */
+    TAG_FILE,        /* a path that it may open; none: all */
     TAG_ENTRY = 130, /* struct frame_entry */
     TAG_COPY_TO,     /* absolute path in the layer */
     TAG_COPY_FOLDER, /* 1: that is a folder, and is made; else it is where the one entry goes, or

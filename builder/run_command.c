@@ -205,7 +205,8 @@ static struct guest_step guest_step_of(const struct talk *t, const struct comman
                                .user = state->user,
                                .workdir = state->workdir,
                                .memory = command_ram(cmd),
-                               .cpu_percent = command_cpus(cmd, vcpus)};
+                               .cpu_percent = command_cpus(cmd, vcpus),
+                               .files = &cmd->allowed_files};
 }
 
 static int start_wait(const struct talk *t)

@@ -91,8 +91,9 @@ struct guest_step {
     const struct config_pairs *over_env;   /* the same, later: wins; or NULL */
     const char *user, *workdir;            /* or NULL: the layer's */
     int64_t timeout_ms;
-    uint64_t memory;      /* bytes that it may have; 0: as much as there is */
-    uint64_t cpu_percent; /* of one CPU; 0: all there are */
+    uint64_t memory;             /* bytes that it may have; 0: as much as there is */
+    uint64_t cpu_percent;        /* of one CPU; 0: all there are */
+    const struct cb_strv *files; /* that it may open; NULL or empty: all */
 };
 struct step_result {
     int exit_code; /* 0 to 255, or 128 + signal */

@@ -63,6 +63,8 @@ void sess_put_step(struct frame_out *o, const struct guest_step *st)
         frame_put_number(o, TAG_MEMORY, st->memory);
     if (st->cpu_percent)
         frame_put_number(o, TAG_CPUS, st->cpu_percent);
+    for (size_t i = 0; st->files && i < st->files->n; i++)
+        frame_put_text(o, TAG_FILE, st->files->v[i]);
 }
 
 int session_step(struct session *s, const struct guest_step *st, struct step_result *out,

@@ -132,6 +132,15 @@ void script_argv(struct words *argv, const char *script, const char *path);
 /* Gives ["bash"|"sh", "-lc", STRING...] the same treatment; others stay. */
 void mend_login_argv(struct words *argv, const char *path);
 
+/* --- confine.c: the files of a command --- */
+
+/* This kernel can do it. */
+bool confine_works(void);
+/* From here on this process and what it starts may open @files (and what is below those that are
+ * folders) and, to read, where programs and their settings are; the devices and /proc as ever. -1
+ * with errno and *@what, the path that was the matter (borrowed from @files). */
+int confine(const struct words *files, const char **what);
+
 /* --- group.c: control groups --- */
 
 enum group_kind { GROUP_MEMORY, GROUP_PIDS, GROUP_CPU, GROUP_CPUACCT, GROUP_KINDS };
@@ -195,6 +204,7 @@ struct job_spec {
     int64_t timeout_ms;  /* 0: none */
     uint32_t step;
     const struct cgroup *group; /* where it runs; NULL: where we are */
+    const struct words *files;  /* what it may open (confine()); NULL: everything */
 };
 struct job {
     pid_t pid; /* 0: no job */
@@ -385,6 +395,7 @@ struct step_spec {
     uint64_t wait_ms;             /* START: how long it has to live */
     uint64_t rows, cols;          /* SHELL: of its terminal; 0: it has none */
     uint64_t memory, cpu_percent; /* limits; 0: the usual */
+    struct words files;           /* that it may open; none: all */
 };
 void step_release(struct step_spec *s);
 int step_parse(struct step_spec *s, const uint8_t *p, size_t n, struct fail *f);

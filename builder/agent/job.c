@@ -116,6 +116,9 @@ static _Noreturn void child_main(const struct job_spec *s, int out, int err)
     const char *dir = s->workdir && *s->workdir ? s->workdir : "/";
     if (chdir(dir) < 0 && (make_dirs(dir, 0755) < 0 || chdir(dir) < 0))
         child_fails("working directory ", dir, errno);
+    const char *what = NULL;
+    if (s->files && confine(s->files, &what) < 0)
+        child_fails("allowed_files: ", what, errno);
     if (s->contained)
         limit_bounding_set();
     if (setgroups(s->who->n_groups, s->who->groups) < 0 || setgid(s->who->gid) < 0 ||

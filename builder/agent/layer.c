@@ -118,6 +118,15 @@ static void say_no_limits(struct init *in, const struct step_spec *s)
                   (unsigned long long)s->memory >> 20, (unsigned long long)in->groups.memory >> 20);
 }
 
+/* What of the files it may open can be held to. */
+static const struct words *files_of(struct init *in, const struct step_spec *s)
+{
+    if (!s->files.n || confine_works())
+        return s->files.n ? &s->files : NULL;
+    chan_note(&in->up, "`allowed_files` does not hold here: the kernel has no Landlock");
+    return NULL;
+}
+
 static int start_step(struct init *in, struct job *job, struct watch *watch,
                       const struct step_spec *s, uint32_t number, struct fail *f)
 {
@@ -155,7 +164,8 @@ static int start_step(struct init *in, struct job *job, struct watch *watch,
                             .contained = true,
                             .timeout_ms = (int64_t)s->timeout_ms,
                             .step = number,
-                            .group = watch->has_group ? &watch->group : NULL};
+                            .group = watch->has_group ? &watch->group : NULL,
+                            .files = files_of(in, s)};
     int end = -1;
     int rc = s->shell ? shell_open(&in->input, s->rows, s->cols, &spec, &end, f) : 0;
     if (rc == 0)

@@ -127,6 +127,7 @@ void step_release(struct step_spec *s)
     free(s->workdir);
     words_release(&s->argv);
     words_release(&s->env);
+    words_release(&s->files);
     *s = (struct step_spec){0};
 }
 
@@ -151,6 +152,7 @@ int step_parse(struct step_spec *s, const uint8_t *p, size_t n, struct fail *f)
         case TAG_COLS: rc = take_number(&x, &s->cols, f); break;
         case TAG_MEMORY: rc = take_number(&x, &s->memory, f); break;
         case TAG_CPUS: rc = take_number(&x, &s->cpu_percent, f); break;
+        case TAG_FILE: rc = take_word(&x, &s->files, f); break;
         default: break;
         }
     }

@@ -86,6 +86,22 @@ class Limits:
         got = self.ok(self.build("daemon", daemon, "pgrep -f 'sleep 1000' || ls /proc | grep -c '^[0-9]'"))
         self.assertIn("left", got.output())  # a layer ends with it killed, and the class looks for remains
 
+    def test_only_the_files_that_are_named(self):
+        look = ("echo new > data/x && cat data/x; cat /srv/shut || echo shut; echo y > /usr/local/y || echo read-only; "
+                "bash -c 'ls /root' || echo shut-below; id -un; echo hush > /dev/null")
+        got = self.ok(self.build("files", "mkdir -p /srv/data; echo secret > /srv/shut; chmod 777 /srv/data",
+                                 {"type": "workdir", "args": ["/srv"]},
+                                 {"type": "shell", "args": ["bash", "-c", look], "allowed_files": ["./data"]},
+                                 "cat /srv/data/x /srv/shut"))
+        said = got.output().split()
+        for word in ("new", "shut", "read-only", "shut-below", "root"):
+            self.assertIn(word, said)
+        self.assertEqual(said.count("secret"), 1)  # the last command's
+        self.assertNotIn("does not hold", got.notes)
+        got = self.build("nothing", {"type": "shell", "args": ["true"], "allowed_files": ["/nowhere"]})
+        self.ends(got, 1)
+        self.assertIn("capsule: allowed_files: /nowhere: No such file or directory", got.error)
+
     def test_cpu_time_is_shared_out(self):
         spin = "end=$((SECONDS+3)); while [ $SECONDS -lt $end ]; do :; done"
         got = self.ok(self.build("slow", {"type": "shell", "args": ["bash", "-c", spin], "compute": 10}))
