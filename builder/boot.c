@@ -45,6 +45,15 @@ static void add_evidence(struct cb_error *err, const char *tail, const struct ma
     err->msg = with;
 }
 
+/* How the machine ended, when the end of its stream was the error. Owned, or NULL. */
+static char *end_of(struct machine *m, const struct cb_error *err)
+{
+    enum { REAP_MS = 2000 }; /* from the end of the stream to that of the process */
+    if (err->code == CB_E_SYS)
+        machine_wait_end(m, REAP_MS);
+    return machine_end_text(m);
+}
+
 /* Waits for what is left of @limit_ms, which ends at @end_ms. */
 static int wait_ready(struct session *s, struct machine *m, int64_t limit_ms, int64_t end_ms,
                       char **how, struct cb_error *err)
@@ -52,7 +61,7 @@ static int wait_ready(struct session *s, struct machine *m, int64_t limit_ms, in
     int64_t left = end_ms - cb_monotonic_ms();
     int rc = session_wait_ready(s, left > 0 ? left : 0, how, err);
     if (rc < 0) {
-        CB_AUTO_FREE char *end = machine_end_text(m);
+        CB_AUTO_FREE char *end = end_of(m, err);
         if (end && rc != -(int)CB_E_CANCELED)
             cb_wrap(err, "%s", end);
         return rc;
@@ -80,8 +89,13 @@ static int check_cold(const struct boot_check *bc, struct machine_spec *spec, st
     struct session_callbacks cb = {.output = check_output, .note = check_note, .arg = bc->em};
     rc = session_with(*m, limit, &cb, s, err);
     if (rc < 0) {
-        CB_AUTO_FREE char *ended = machine_end_text(*m);
-        cb_wrap(err, "the image did not boot%s%s", ended ? ": " : "", ended ? ended : "");
+        CB_AUTO_FREE char *ended = err->code == CB_E_CANCELED ? NULL : end_of(*m, err);
+        if (ended) { /* nothing that was waited for says more */
+            cb_error_clear(err);
+            (void)cb_fail(err, CB_E_COMMAND, "the image did not boot: %s", ended);
+        } else {
+            cb_wrap(err, "the image did not boot");
+        }
         if (err->code != CB_E_CANCELED)
             err->code = CB_E_COMMAND;
     } else {
@@ -333,8 +347,13 @@ static int start(struct boot *b, struct store *store, const struct settings *set
         return rc < 0 ? cb_wrap(err, "boot %s", t->name) : 0;
     if ((rc = machine_vm.start(settings, &spec, &b->m, err)) < 0)
         return cb_wrap(err, "boot %s", t->name);
-    rc = session_with(b->m, 0, &cb, &b->s, err);
-    return rc < 0 ? cb_wrap(err, "boot %s: it did not come up", t->name) : 0;
+    if ((rc = session_with(b->m, 0, &cb, &b->s, err)) >= 0)
+        return 0;
+    CB_AUTO_FREE char *ended = err->code == CB_E_CANCELED ? NULL : end_of(b->m, err);
+    if (!ended)
+        return cb_wrap(err, "boot %s: it did not come up", t->name);
+    cb_error_clear(err);
+    return cb_fail(err, CB_E_COMMAND, "boot %s: it did not come up: %s", t->name, ended);
 }
 
 /* Until the machine powers itself off. The session keeps its frames flowing; Ctrl-C is CANCELED. */

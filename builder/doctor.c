@@ -75,7 +75,6 @@ static const struct tool {
     int without; /* the state when it is missing */
     const char *why;
 } tools[] = {
-    {QEMU_PROGRAM, "-version", "qemu-system-x86", DOCTOR_BAD, "runs builds and boots images"},
     {"slirp4netns", "--version", "slirp4netns", DOCTOR_BAD, "the network of builds"},
     {"nft", "--version", "nftables", DOCTOR_WARN, "holds what a config allows of the network"},
     {"gpgv", "--version", "gpgv debian-archive-keyring", DOCTOR_BAD, "verifies what Debian signed"},
@@ -83,8 +82,21 @@ static const struct tool {
     {"runc", "--version", "runc", DOCTOR_WARN, "the container builder"},
 };
 
+static void check_qemu(struct report *r)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    CB_AUTO_FREE char *path = qemu_find(r->settings);
+    if (path) {
+        add(r, DOCTOR_OK, QEMU_PROGRAM, version_of(path, "-version"), NULL);
+        return;
+    }
+    (void)qemu_missing(r->settings, &err);
+    add_error(r, DOCTOR_BAD, QEMU_PROGRAM, &err);
+}
+
 static void check_tools(struct report *r)
 {
+    check_qemu(r);
     for (size_t i = 0; i < sizeof(tools) / sizeof(tools[0]); i++) {
         const struct tool *t = &tools[i];
         CB_AUTO_FREE char *path = cb_find_program(t->name);

@@ -30,7 +30,7 @@ enum {
 CB_DEFINE_CLEANUP(json, json_t *, json_decref);
 
 /* What the answer depends on: this host's kernel and boot, QEMU's program, the guest's kernel. */
-static char *probe_key(const char *release)
+static char *probe_key(const struct settings *s, const char *release)
 {
     struct utsname u;
     CB_AUTO_BUF boot = CB_BUF_INIT(256);
@@ -38,7 +38,7 @@ static char *probe_key(const char *release)
     (void)cb_read_file("/proc/sys/kernel/random/boot_id", 256, &boot, &ignored);
     if (boot.len && boot.data[boot.len - 1] == '\n')
         boot.data[boot.len - 1] = '\0';
-    CB_AUTO_FREE char *qemu = cb_find_program(QEMU_PROGRAM);
+    CB_AUTO_FREE char *qemu = qemu_find(s);
     struct stat st = {0};
     if (!qemu || stat(qemu, &st) < 0 || uname(&u) < 0)
         return NULL;
@@ -92,19 +92,20 @@ static bool wait_for_word(int fd, struct cb_buf *seen)
 }
 
 /* Boots the probe guest. 1 works, 0 does not; negative: could not be tried. */
-static int boot_probe(const struct kernel *k, const char *initramfs, char **why,
-                      struct cb_error *err)
+static int boot_probe(const struct settings *s, const struct kernel *k, const char *initramfs,
+                      char **why, struct cb_error *err)
 {
     int p[2];
     if (pipe2(p, O_CLOEXEC) < 0)
         return cb_fail_sys(err, errno, "probe KVM");
     CB_AUTO_FD in = p[0];
     CB_AUTO_FD out = p[1];
-    struct qemu_spec q = {.kernel = k->image,
+    struct qemu_spec q = {.program = s->qemu,
+                          .kernel = k->image,
                           .initramfs = initramfs,
                           .mode = "probe",
                           .kvm = true,
-                          .sandbox = qemu_has_sandbox(),
+                          .sandbox = qemu_has_sandbox(s->qemu),
                           .vcpus = 1,
                           .memory_mib = PROBE_MEMORY_MIB};
     CB_AUTO_STRV argv = {0};
@@ -127,7 +128,9 @@ static int boot_probe(const struct kernel *k, const char *initramfs, char **why,
         *why = cb_xasprintf("KVM works (a guest was up in %lld ms)", (long long)took);
         return 1;
     }
-    char *said = seen.len ? strstr(seen.data, QEMU_PROGRAM ": ") : NULL;
+    const char *slash = strrchr(argv.v[0], '/'); /* QEMU's messages begin with its name */
+    CB_AUTO_FREE char *name = cb_xasprintf("%s: ", slash ? slash + 1 : argv.v[0]);
+    char *said = seen.len ? strstr(seen.data, name) : NULL;
     if (said)
         said[strcspn(said, "\r\n")] = '\0';
     *why = said ? cb_xasprintf("KVM does not work here: %s", said)
@@ -151,7 +154,7 @@ static int probe(const struct settings *s, const struct kernel *k, const char *a
     CB_AUTO_FREE char *initramfs = cb_xasprintf("%s/initramfs", dir);
     rc = initramfs_make(k, agent_path, initramfs, err);
     if (rc == 0)
-        rc = boot_probe(k, initramfs, why, err);
+        rc = boot_probe(s, k, initramfs, why, err);
     CB_AUTO_ERROR ignored = CB_ERROR_INIT;
     (void)cb_remove_tree(dir, &ignored);
     return rc;
@@ -171,7 +174,7 @@ static int answer(const struct settings *s, const char *agent_path, char **why,
     if (rc < 0)
         return rc;
     CB_AUTO_FREE char *path = cb_xasprintf("%s/kvm-probe.json", s->home);
-    CB_AUTO_FREE char *key = probe_key(k.release);
+    CB_AUTO_FREE char *key = probe_key(s, k.release);
     rc = key ? cached_answer(path, key, why) : -1;
     if (rc < 0) {
         rc = probe(s, &k, agent_path, why, err);

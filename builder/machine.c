@@ -135,18 +135,19 @@ static void add_visible(struct cb_buf *out, const char *p, size_t n)
     }
 }
 
-/* A kernel that panics says why first and then much else: the @n bytes to show are those from there
- * on, as many lines. Moves @at, where they begin. */
+#define PANIC "Kernel panic - not syncing: "
+
+/* A kernel that panics says why and then much else: of @lines half are from there on, the others
+ * from before. Moves @at, where they begin; the end of them. */
 static size_t from_panic(const char *raw, size_t n, size_t *at, unsigned lines)
 {
-    static const char words[] = "Kernel panic - not syncing";
     const char *last = NULL;
-    for (const char *p = raw; (p = strstr(p, words)) && p < raw + *at; p++)
+    for (const char *p = raw; (p = strstr(p, PANIC)) && p < raw + *at; p++)
         last = p;
     if (!last || lines < 2)
         return n;
-    while (last > raw && last[-1] != '\n')
-        last--;
+    for (unsigned before = 0; last > raw && (last[-1] != '\n' || before++ < lines / 2); last--)
+        ;
     *at = (size_t)(last - raw);
     for (n = *at; raw[n] && (raw[n] != '\n' || --lines); n++)
         ;
@@ -171,6 +172,19 @@ char *machine_console_tail(const struct machine *m, unsigned lines)
     return cb_buf_take(&out);
 }
 
+/* Why the guest's kernel gave up, or NULL. Owned. */
+static char *panic_text(const struct machine *m)
+{
+    CB_AUTO_BUF out = CB_BUF_INIT((size_t)4 * TAIL_BYTES);
+    console_sync(m->console_log);
+    CB_AUTO_FREE char *raw = read_tail(m->console);
+    const char *panic = strstr(raw, PANIC);
+    if (!panic)
+        return NULL;
+    add_visible(&out, panic + strlen(PANIC), strcspn(panic + strlen(PANIC), "\n"));
+    return cb_buf_take(&out);
+}
+
 char *machine_end_text(struct machine *m)
 {
     if (!m->ended) {
@@ -180,8 +194,12 @@ char *machine_end_text(struct machine *m)
     }
     char st[64];
     cb_status_text(m->status, st, sizeof(st));
-    if (WIFEXITED(m->status) && WEXITSTATUS(m->status) == 0)
-        return cb_xasprintf("%s: powered off", m->program);
+    if (WIFEXITED(m->status) && WEXITSTATUS(m->status) == 0) {
+        /* a kernel that panics is told to start anew, which is QEMU's end */
+        CB_AUTO_FREE char *panic = panic_text(m);
+        return panic ? cb_xasprintf("%s: the guest's kernel panicked: %s", m->program, panic)
+                     : cb_xasprintf("%s: powered off", m->program);
+    }
     struct machine log = {.console = m->log};
     console_sync(m->console_log); /* a container's log is its console */
     CB_AUTO_FREE char *last = machine_console_tail(&log, 1);

@@ -141,10 +141,11 @@ bool machine_canceled(void);
  * Owned, or NULL. */
 char *machine_agent(void);
 
-/* The last @lines lines of the console log, or as many from where its kernel panicked, control
+/* The last @lines lines of the console log, or as many around where its kernel panicked, control
  * characters made visible. Owned, never NULL. */
 char *machine_console_tail(const struct machine *m, unsigned lines);
-/* How it ended ("QEMU: killed by SIGKILL"), or NULL while it lives. Owned. */
+/* How it ended ("QEMU: killed by SIGKILL", "QEMU: the guest's kernel panicked: ..."), or NULL while
+ * it lives. Owned. */
 char *machine_end_text(struct machine *m);
 
 /* Waits up to @timeout_ms for it to end by itself, less when machine_cancel() is called. */

@@ -7,9 +7,11 @@
 #include "support/mem.h"
 #include "support/proc.h"
 
+#include <errno.h>
 #include <jansson.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 enum {
     FIRST_FORWARD_PORT = 20000,
@@ -26,9 +28,29 @@ uint16_t qemu_forward_port(size_t i)
     return (uint16_t)(FIRST_FORWARD_PORT + i);
 }
 
-bool qemu_has_sandbox(void)
+char *qemu_find(const struct settings *settings)
 {
-    const char *const argv[] = {QEMU_PROGRAM, "-sandbox", "on", "-version", NULL};
+    if (!settings->qemu)
+        return cb_find_program(QEMU_PROGRAM);
+    return access(settings->qemu, X_OK) == 0 ? cb_xstrdup(settings->qemu) : NULL;
+}
+
+int qemu_missing(const struct settings *settings, struct cb_error *err)
+{
+    if (settings->qemu) {
+        int why = access(settings->qemu, X_OK) < 0 ? errno : ENOEXEC;
+        cb_fail(err, CB_E_ENV, "qemu: %s: %s", settings->qemu, strerror(why));
+        return cb_hint(err, "Correct `qemu` in the settings, or leave it out: then " QEMU_PROGRAM
+                            " is looked for in PATH.");
+    }
+    cb_fail(err, CB_E_ENV, QEMU_PROGRAM " is not on this machine");
+    return cb_hint(err, "apt-get install qemu-system-x86");
+}
+
+bool qemu_has_sandbox(const char *program)
+{
+    const char *const argv[] = {program ? program : QEMU_PROGRAM, "-sandbox", "on", "-version",
+                                NULL};
     const struct cb_proc_spec spec = {.argv = argv, .own_session = true};
     struct cb_proc_result res = {.status = -1};
     CB_AUTO_ERROR ignored = CB_ERROR_INIT;
@@ -238,9 +260,9 @@ char *qemu_cpu(bool kvm)
 
 void qemu_command(const struct qemu_spec *q, struct cb_strv *argv)
 {
-    static const char *const base[] = {QEMU_PROGRAM, "-nodefaults", "-no-user-config",
-                                       "-display",   "none",        "-no-reboot",
-                                       "-M",         NULL};
+    static const char *const base[] = {
+        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-M", NULL};
+    cb_strv_add(argv, q->program ? q->program : QEMU_PROGRAM);
     for (size_t i = 0; base[i]; i++)
         cb_strv_add(argv, base[i]);
     /* ACPI is how the distribution's kernel finds the virtio-mmio devices */

@@ -26,6 +26,7 @@ struct qemu_drive {
 
 struct qemu_spec {
     const struct machine_spec *spec;
+    const char *program; /* NULL: QEMU_PROGRAM, looked for in PATH */
     const char *kernel, *initramfs;
     const char *mode;    /* "build", "boot", "probe" */
     const char *lower;   /* absolute */
@@ -53,8 +54,12 @@ char *qemu_kernel_words(const struct qemu_spec *q);
 const char *qemu_machine(const struct qemu_spec *q);
 /* What the guest's CPU depends on. Owned. */
 char *qemu_cpu(bool kvm);
-/* Does this build of QEMU have its seccomp filter? */
-bool qemu_has_sandbox(void);
+/* Does this build of QEMU have its seccomp filter? @program: as in struct qemu_spec. */
+bool qemu_has_sandbox(const char *program);
+/* The program that the settings name, else PATH's. Owned; NULL when it is not there. */
+char *qemu_find(const struct settings *settings);
+/* Says so: -CB_E_ENV, with what to do. */
+int qemu_missing(const struct settings *settings, struct cb_error *err);
 /* The rate of this machine's time stamp counter, which is an emulated guest's too; 0 when unknown.
  * Takes 20 ms. */
 uint32_t qemu_tsc_khz(void);

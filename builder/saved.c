@@ -67,7 +67,7 @@ static void note(const struct machine_spec *s, const char *fmt, ...)
 static char *saved_path(const struct settings *settings, const struct saved_boot *boot,
                         const struct machine_spec *spec)
 {
-    CB_AUTO_FREE char *qemu = cb_find_program(QEMU_PROGRAM);
+    CB_AUTO_FREE char *qemu = qemu_find(settings);
     struct stat st;
     if (!qemu || stat(qemu, &st) < 0)
         return NULL;

@@ -19,8 +19,6 @@
 #include <sys/stat.h>
 #include <termios.h>
 
-#define QEMU_PACKAGE "apt-get install qemu-system-x86"
-
 enum {
     BUILD_VCPUS = 2,
     MEMORY_MIB = 1024,
@@ -57,11 +55,9 @@ static void note(const struct machine_spec *s, const char *fmt, ...)
 
 static int vm_probe(const struct settings *settings, char **why, struct cb_error *err)
 {
-    CB_AUTO_FREE char *qemu = cb_find_program(QEMU_PROGRAM);
-    if (!qemu) {
-        cb_fail(err, CB_E_ENV, QEMU_PROGRAM " is not on this machine");
-        return cb_hint(err, QEMU_PACKAGE);
-    }
+    CB_AUTO_FREE char *qemu = qemu_find(settings);
+    if (!qemu)
+        return qemu_missing(settings, err);
     if (!settings->allow_host_network) {
         CB_AUTO_FREE char *slirp = cb_find_program("slirp4netns");
         if (!slirp) {
@@ -321,9 +317,10 @@ static int spawn(struct starting *s, struct cb_error *err)
     if (m->pid < 0) {
         rc = (int)m->pid;
         m->pid = 0;
-        if (rc == -CB_E_ENV)
-            cb_hint(err, QEMU_PACKAGE);
-        return rc;
+        if (rc != -CB_E_ENV)
+            return rc;
+        cb_error_clear(err);
+        return qemu_missing(s->settings, err);
     }
     cb_close(cb_take_fd(&agent_theirs));
     cb_close(cb_take_fd(&qmp_theirs));
@@ -387,7 +384,8 @@ static int start_all(struct starting *s, struct cb_error *err)
     s->q.kvm = kvm_probe(s->settings, spec->agent_path, &why);
     s->m->emulated = !s->q.kvm;
     s->q.tsc_khz = s->q.kvm ? 0 : qemu_tsc_khz();
-    s->q.sandbox = qemu_has_sandbox();
+    s->q.program = s->settings->qemu;
+    s->q.sandbox = qemu_has_sandbox(s->settings->qemu);
     s->q.channels = true;
     s->q.mode = spec->mode == MACHINE_BUILD ? "build" : "boot";
     s->q.terminal = spec->mode == MACHINE_BOOT && spec->console_fd >= 0;

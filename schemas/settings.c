@@ -250,6 +250,7 @@ static const struct field settings_fields[] = {
     {.name = "debian_mirror", .read = read_url, .offset = AT(debian_mirror)},
     {.name = "ubuntu_mirror", .read = read_url, .offset = AT(ubuntu_mirror)},
     {.name = "kernel", .read = read_path, .offset = AT(kernel)},
+    {.name = "qemu", .read = read_path, .offset = AT(qemu)},
     {.name = "isolation", .read = read_choice, .offset = AT(isolation), .more = isolations},
     {.name = "pull", .read = read_choice, .offset = AT(pull), .more = pulls},
     {.name = "proxy", .read = read_proxy, .offset = AT(proxy)},
@@ -635,6 +636,7 @@ void settings_free(struct settings *s)
     free(s->debian_mirror);
     free(s->ubuntu_mirror);
     free(s->kernel);
+    free(s->qemu);
     free(s->signing_key);
     free(s->isolation);
     free(s->pull);

@@ -30,6 +30,7 @@ struct settings {
     char *ubuntu_mirror; /* for minimal-ubuntu */
     char *debian_mirror; /* for kernels and minimal-debian while building */
     char *kernel;        /* a bzImage to use instead of the distribution's, or NULL */
+    char *qemu;          /* the program to use instead of PATH's qemu-system-x86_64, or NULL */
     char *isolation;     /* "auto", "vm", "container" */
     char *pull;          /* "always", "missing", "never" */
     char *proxy;         /* "http://proxy:3128", for what this machine downloads; or NULL */

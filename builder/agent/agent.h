@@ -591,9 +591,14 @@ void boot_conf_release(struct boot_conf *b);
 struct probe {
     pid_t pid; /* 0: none runs */
     int fd;    /* its words */
-    int64_t next_at, started;
+    int64_t next_at, started, connected_at;
     char last[256];
 };
+/* Is it time to ask? It is once somebody listens on @port, which is looked for every 20 ms and
+ * disturbs nobody; and each second all the same. */
+bool probe_is_due(struct probe *p, uint16_t port, int64_t now);
+/* Does /proc/net/tcp or tcp6 (@sockets) have one that listens on @port? */
+bool probe_listens_in(const char *sockets, uint16_t port);
 /* One look: GET @path, or just a connection when it is NULL or "". True when ready; @text says what
  * was found. Takes at most about two seconds. */
 bool probe_once(uint16_t port, const char *path, char *text, size_t size);

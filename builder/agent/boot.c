@@ -362,7 +362,7 @@ static void look_for_ready(struct boot *b, int64_t now)
     } else if (!b->conf.port) {
         if (now - b->started_at >= AT_ONCE_MS)
             become_ready(b, "the start command runs");
-    } else if (!b->probe.pid && now >= b->probe.next_at) {
+    } else if (probe_is_due(&b->probe, b->conf.port, now)) {
         if (probe_start(&b->probe, b->conf.port, b->conf.health) < 0)
             b->probe.next_at = now + 500;
     }
@@ -638,7 +638,7 @@ static int next_wake(const struct boot *b, int64_t now)
     for (size_t i = 0; i < b->n_kept; i++)
         t = sooner(t, job_timeout(b->kept[i], now));
     if (b->started && !b->ready && !b->start_failed)
-        t = sooner(t, 50);
+        t = sooner(t, 20);
     if (!b->connected || b->start_failed)
         t = sooner(t, 100);
     return t;

@@ -7,12 +7,17 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define PROBE_MS 2000
+#define LOOK_MS 20             /* between two looks at the sockets */
+#define LOOK_LATER_MS 100      /* when it takes longer */
+#define CONNECT_ANYWAY_MS 1000 /* who forwards a port need not listen on it */
+#define SOCKETS_MAX (4u << 20)
 
 static int connect_to(uint16_t port, bool six)
 {
@@ -103,6 +108,48 @@ bool probe_once(uint16_t port, const char *path, char *text, size_t size)
     else
         (void)snprintf(text, size, "GET %.150s on port %u: no HTTP answer", path, port);
     return status >= 200 && status <= 299;
+}
+
+/* Lines of /proc/net/tcp and tcp6: "N: ADDRESS:PORT ADDRESS:PORT STATE ...", in hexadecimal. */
+bool probe_listens_in(const char *sockets, uint16_t port)
+{
+    static const char listening[] = "0A";
+    for (const char *line = strchr(sockets, '\n'); line; line = strchr(line + 1, '\n')) {
+        char local[48], state[4];
+        const char *colon;
+        if (sscanf(line, " %*[0-9]: %47s %*47s %3s", local, state) == 2 &&
+            strcmp(state, listening) == 0 && (colon = strrchr(local, ':')) &&
+            strtoul(colon + 1, NULL, 16) == port)
+            return true;
+    }
+    return false;
+}
+
+static bool listens(uint16_t port)
+{
+    static const char *const files[] = {"/proc/net/tcp", "/proc/net/tcp6"};
+    bool found = false, known = false;
+    for (size_t i = 0; !found && i < ARRAY_LEN(files); i++) {
+        struct text t = {0};
+        if (read_file(files[i], SOCKETS_MAX, &t) == 0) {
+            known = true;
+            found = probe_listens_in(t.p ? t.p : "", port);
+        }
+        text_release(&t);
+    }
+    return found || !known;
+}
+
+bool probe_is_due(struct probe *p, uint16_t port, int64_t now)
+{
+    if (p->pid || now < p->next_at)
+        return false;
+    if (listens(port) || now - p->connected_at >= CONNECT_ANYWAY_MS) {
+        p->connected_at = now;
+        return true;
+    }
+    p->next_at = now + (now - p->started < 10000 ? LOOK_MS : LOOK_LATER_MS);
+    return false;
 }
 
 int probe_start(struct probe *p, uint16_t port, const char *path)

@@ -16,10 +16,10 @@ static json_t *settings_json(const struct settings *s)
         if (s->registries[i].mirror)
             (void)json_object_set_new(mirrors, s->registries[i].host,
                                       json_string(s->registries[i].mirror));
-    return json_pack("{s:s, s:s, s:s, s:s?, s:s, s:s, s:s?, s:s?, s:b, s:o}", "home", s->home,
-                     "isolation", s->isolation, "pull", s->pull, "kernel", s->kernel,
-                     "debian_mirror", s->debian_mirror, "ubuntu_mirror", s->ubuntu_mirror, "proxy",
-                     s->proxy, "ca_bundle", s->ca_bundle, "allow_host_network",
+    return json_pack("{s:s, s:s, s:s, s:s?, s:s?, s:s, s:s, s:s?, s:s?, s:b, s:o}", "home", s->home,
+                     "isolation", s->isolation, "pull", s->pull, "kernel", s->kernel, "qemu",
+                     s->qemu, "debian_mirror", s->debian_mirror, "ubuntu_mirror", s->ubuntu_mirror,
+                     "proxy", s->proxy, "ca_bundle", s->ca_bundle, "allow_host_network",
                      (int)s->allow_host_network, "registry_mirrors", mirrors);
 }
 

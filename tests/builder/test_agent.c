@@ -327,6 +327,49 @@ static void test_drives_of_a_layer_are_checked(void **state)
     layer_spec_release(&l);
 }
 
+static void test_who_listens_is_seen(void **state)
+{
+    (void)state;
+    static const char sockets[] =
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n"
+        "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0\n"
+        "   1: 0F05000A:01BB 0205000A:1F91 01 00000000:00000000 00:00000000 00000000     0\n"
+        "  12: 00000000000000000000000000000000:0050 "
+        "00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000\n"
+        "  broken\n";
+    assert_true(probe_listens_in(sockets, 8080));
+    assert_true(probe_listens_in(sockets, 80));
+    assert_false(probe_listens_in(sockets, 443));  /* a connection */
+    assert_false(probe_listens_in(sockets, 8081)); /* its other end */
+    assert_false(probe_listens_in(sockets, 0));
+    assert_false(probe_listens_in("", 80));
+}
+
+static void test_it_is_asked_when_somebody_listens(void **state)
+{
+    (void)state;
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof a;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(fd, (const struct sockaddr *)&a, sizeof a), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&a, &len), 0);
+    uint16_t port = ntohs(a.sin_port);
+    struct probe p = {.started = 5000, .connected_at = 5000};
+    assert_false(probe_is_due(&p, port, 5000)); /* bound, and nobody listens */
+    assert_false(probe_is_due(&p, port, 5010));
+    assert_int_equal(p.next_at, 5020);
+    assert_int_equal(listen(fd, 1), 0);
+    assert_true(probe_is_due(&p, port, 5020));
+    p.pid = 1; /* one is asking */
+    assert_false(probe_is_due(&p, port, 9000));
+    p.pid = 0;
+    assert_int_equal(close(fd), 0);
+    p.next_at = 0;
+    assert_false(probe_is_due(&p, port, 6019));
+    p.next_at = 0;
+    assert_true(probe_is_due(&p, port, 6020)); /* a second later, all the same */
+}
+
 static void test_bad_boot_files_are_refused(void **state)
 {
     (void)state;
@@ -587,6 +630,8 @@ int main(void)
         cmocka_unit_test(test_only_login_shells_are_mended),
         cmocka_unit_test(test_boot_file_comes_back),
         cmocka_unit_test(test_another_init),
+        cmocka_unit_test(test_who_listens_is_seen),
+        cmocka_unit_test(test_it_is_asked_when_somebody_listens),
         cmocka_unit_test(test_drives_are_in_the_boot_file),
         cmocka_unit_test(test_drives_are_found_by_label),
         cmocka_unit_test(test_drives_of_a_layer_are_checked),

@@ -36,7 +36,7 @@ static void test_console_tail_is_what_was_just_written(void **state)
         const char *tail;
     } panics[] = {
         {1, "[ 3.4] rest"}, /* one line is the last one, whatever it says */
-        {3, "[ 3.0] Kernel panic - not syncing: no init\n[ 3.1] CPU: 0\n[ 3.2] ?"},
+        {3, "\n[ 3.0] Kernel panic - not syncing: no init\n[ 3.1] CPU: 0"},
         {5, "[ 3.0] Kernel panic - not syncing: no init\n[ 3.1] CPU: 0\n[ 3.2] ?\n"
             "[ 3.3] Call Trace:\n[ 3.4] rest"},
     };
@@ -74,11 +74,32 @@ static void test_console_that_is_flooded_stays_small_and_keeps_the_end(void **st
     assert_true(st.st_size > 0 && st.st_size <= 4 << 20);
 }
 
+static void test_of_a_panic_the_reason_is_shown(void **state)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    CB_AUTO_FREE char *path = cb_xasprintf("%s/console.log", (char *)*state);
+    static const char text[] = "one\r\nI am no init\r\n"
+                               "[  1.2] Kernel panic - not syncing: Attempted to kill init! "
+                               "exitcode=0x00000700\r\n[  1.3] CPU: 0 PID: 1\r\n  <TASK>\r\n";
+    struct machine m = {.console = path, .program = "QEMU", .ended = true};
+    assert_ok(cb_write_file(path, text, strlen(text), 0644, &err), &err);
+    CB_AUTO_FREE char *tail = machine_console_tail(&m, 2);
+    assert_string_equal(tail, "I am no init\n[  1.2] Kernel panic - not syncing: Attempted to kill "
+                              "init! exitcode=0x00000700");
+    CB_AUTO_FREE char *end = machine_end_text(&m);
+    assert_string_equal(end, "QEMU: the guest's kernel panicked: Attempted to kill init! "
+                             "exitcode=0x00000700");
+    assert_ok(cb_write_file(path, text, 5, 0644, &err), &err);
+    CB_AUTO_FREE char *plain = machine_end_text(&m);
+    assert_string_equal(plain, "QEMU: powered off");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         test_in_dir(test_console_tail_is_what_was_just_written),
         test_in_dir(test_console_that_is_flooded_stays_small_and_keeps_the_end),
+        test_in_dir(test_of_a_panic_the_reason_is_shown),
     };
     return cmocka_run_group_tests_name("console", tests, NULL, NULL);
 }

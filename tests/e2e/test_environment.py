@@ -22,6 +22,10 @@ class Missing(E2E):
         got = self.home.build(self.config(), "--isolation", "vm", prefix=without("qemu-system-x86_64"))
         self.refused(got, r"qemu-system-x86_64", r"apt-get install .*qemu-system-x86")
 
+    def test_no_qemu_where_the_settings_say(self):
+        got = self.home.build(self.config(), "--isolation", "vm", env={"CAPSULE_BUILD_QEMU": "/nowhere/my-qemu"})
+        self.refused(got, r"qemu: /nowhere/my-qemu: No such file", r"(?i)correct `qemu` in the settings")
+
     def test_no_runtime_for_containers(self):
         got = self.home.build(self.config(), "--isolation", "container", prefix=without("crun", "runc"))
         self.refused(got, r"crun|runc", r"apt-get install .*(crun|runc)")
@@ -106,6 +110,13 @@ class Doctor(E2E):
         self.assertIn(got.rc, (0, 3), str(got))
         for what in ("qemu-system-x86_64", "kvm", "mmdebstrap", "space", "kernel"):
             self.assertRegex(got.out, rf"(?i){what}", str(got))
+
+    def test_doctor_looks_at_the_qemu_that_is_named(self):
+        named = self.folder / "my-qemu"
+        named.write_text("#!/bin/sh\necho QEMU emulator version 0.1 of mine\n")
+        named.chmod(0o755)
+        got = self.home.run("doctor", env={"CAPSULE_BUILD_QEMU": str(named)})
+        self.assertRegex(got.out, r"qemu-system-x86_64 +QEMU emulator version 0\.1 of mine", str(got))
 
     def test_doctor_says_what_to_install(self):
         got = self.home.run("doctor", prefix=without("qemu-system-x86_64", "mmdebstrap"))

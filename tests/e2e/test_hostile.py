@@ -90,7 +90,8 @@ class HostileVm(Hostile, E2E):
     def test_a_guest_that_goes_away(self):
         for trick, words in (("panic", r"Kernel panic - not syncing: Attempted to kill init"),
                              ("off", r"QEMU: powered off: layer one: command 1 of 1"),
-                             ("exit", r"(?s)QEMU: powered off: layer one: command 1 of 1.*Kernel panic - not syncing")):
+                             ("exit", r"(?s)QEMU: the guest's kernel panicked: Attempted to kill init!.*: layer one: command 1 of 1.*"
+                                      r"Kernel panic - not syncing")):
             with self.subTest(trick):
                 self.fails(trick, words)
         self.worker_lives_on()

@@ -36,6 +36,10 @@ UP = ('test "$(cat /proc/1/comm)" = systemd && systemctl is-active greeter capsu
       '&& test "$(cat /etc/machine-id)" != "$(cat /built-in-id)"')
 
 
+# A machine of tier xs: one CPU, and of 512 MiB what the kernel does not keep for itself.
+XS = "test $(nproc) = 1 && awk '/^MemTotal/ {exit !($2 > 380000 && $2 < 524288)}' /proc/meminfo"
+
+
 class Boots(E2E):
     def boots_and_ends(self, name):
         """The start command ends when it is asked to, and with it the machine, through its init."""
@@ -85,6 +89,20 @@ class OpenRC(Boots):
         self.boots_and_ends("openrc")
 
 
+class NeverUp(E2E):
+    def test_the_console_of_a_boot_that_fails_is_shown(self):
+        program = "#!/bin/sh\necho 'I am no init, and I say so'\nexit 7\n"
+        config = self.home.config(
+            "never", [("init", [f"mkdir -p /usr/lib/systemd; printf %s \"{program}\" > /usr/lib/systemd/systemd",
+                                "cp /bin/true /usr/bin/systemctl; chmod 755 /usr/lib/systemd/systemd"])],
+            config={"tier": "xs", "init": "systemd"})
+        got = self.home.build(config, "--isolation", "container")
+        self.ends(got, 1, r"the image did not boot: QEMU: the guest's kernel panicked: Attempted to kill init! exitcode=0x0*700")
+        self.assertRegex(got.error, r"(?s)last lines of the console:\n.*I am no init, and I say so\n.*Kernel panic")
+        self.assertEqual(self.home.versions("never"), {})
+        self.assertEqual(self.home.left(), [])
+
+
 class Missing(E2E):
     def test_an_image_without_it_is_refused_before_any_boot(self):
         for init, lacks, package in (("systemd", "/usr/lib/systemd/systemd", "systemd-sysv"), ("openrc", "/sbin/openrc-run", "openrc")):
@@ -125,7 +143,7 @@ class Kernel(E2E):
                    "context": [{"src": context, "dst": "/given"}]}]
         path = self.home.folder / f"{name}.yaml"
         path.write_text(json.dumps({"display_name": name, "base_image": "minimal-debian", "layers": layers,
-                                    "config": {"tier": "s", "kernel": "image"}, "healthcheck": "true"}))
+                                    "config": {"tier": "xs", "kernel": "image"}, "healthcheck": XS}))
         return path
 
     def test_its_own_kernel_boots_it(self):

@@ -396,7 +396,7 @@ class Settings(Plans):
 
     def test_defaults(self):
         s = self.settings()
-        self.assertEqual(s, {"home": str(self.home.path), "isolation": "auto", "pull": "always", "kernel": None,
+        self.assertEqual(s, {"home": str(self.home.path), "isolation": "auto", "pull": "always", "kernel": None, "qemu": None,
                              "debian_mirror": s["debian_mirror"],
                              "ubuntu_mirror": s["ubuntu_mirror"], "proxy": None, "ca_bundle": None, "allow_host_network": False,
                              "registry_mirrors": {}})

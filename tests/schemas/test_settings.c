@@ -8,13 +8,19 @@
 #include <stdio.h>
 #include <unistd.h>
 
-static const char *const variables[] = {
-    "CAPSULE_BUILD_HOME",          "CAPSULE_BUILD_DEBIAN_MIRROR",
-    "CAPSULE_BUILD_UBUNTU_MIRROR", "CAPSULE_BUILD_KERNEL",
-    "CAPSULE_BUILD_SIGNING_KEY",   "CAPSULE_BUILD_ISOLATION",
-    "CAPSULE_BUILD_PULL",          "CAPSULE_BUILD_PROXY",
-    "CAPSULE_BUILD_CA_BUNDLE",     "CAPSULE_BUILD_REGISTRY_MIRRORS",
-    "CAPSULE_BUILD_STORE_MAX_GB",  "CAPSULE_BUILD_ALLOW_HOST_NETWORK"};
+static const char *const variables[] = {"CAPSULE_BUILD_HOME",
+                                        "CAPSULE_BUILD_DEBIAN_MIRROR",
+                                        "CAPSULE_BUILD_UBUNTU_MIRROR",
+                                        "CAPSULE_BUILD_KERNEL",
+                                        "CAPSULE_BUILD_QEMU",
+                                        "CAPSULE_BUILD_SIGNING_KEY",
+                                        "CAPSULE_BUILD_ISOLATION",
+                                        "CAPSULE_BUILD_PULL",
+                                        "CAPSULE_BUILD_PROXY",
+                                        "CAPSULE_BUILD_CA_BUNDLE",
+                                        "CAPSULE_BUILD_REGISTRY_MIRRORS",
+                                        "CAPSULE_BUILD_STORE_MAX_GB",
+                                        "CAPSULE_BUILD_ALLOW_HOST_NETWORK"};
 
 static void clean_environment(void)
 {
@@ -52,6 +58,7 @@ static void test_defaults(void **state)
     assert_string_equal(s->isolation, "auto");
     assert_string_equal(s->pull, "always");
     assert_null(s->kernel);
+    assert_null(s->qemu);
     assert_null(s->signing_key);
     assert_false(s->allow_host_network);
     assert_int_equal(s->n_registries, 0);
@@ -199,6 +206,7 @@ static void test_the_environment_is_over_files(void **state)
     setenv("CAPSULE_BUILD_PULL", "missing", 1);
     setenv("CAPSULE_BUILD_ISOLATION", "container", 1);
     setenv("CAPSULE_BUILD_KERNEL", "/boot/vmlinuz", 1);
+    setenv("CAPSULE_BUILD_QEMU", "/opt/qemu/bin/qemu-system-x86_64", 1);
     setenv("CAPSULE_BUILD_SIGNING_KEY", "/k/key.pem", 1);
     setenv("CAPSULE_BUILD_DEBIAN_MIRROR", "http://127.0.0.1:3142/debian/", 1);
     setenv("CAPSULE_BUILD_UBUNTU_MIRROR", "http://127.0.0.1:3142/ubuntu", 1);
@@ -212,6 +220,7 @@ static void test_the_environment_is_over_files(void **state)
     assert_string_equal(s->pull, "missing");
     assert_string_equal(s->isolation, "container");
     assert_string_equal(s->kernel, "/boot/vmlinuz");
+    assert_string_equal(s->qemu, "/opt/qemu/bin/qemu-system-x86_64");
     assert_string_equal(s->signing_key, "/k/key.pem");
     assert_string_equal(s->debian_mirror, "http://127.0.0.1:3142/debian");
     assert_string_equal(s->ubuntu_mirror, "http://127.0.0.1:3142/ubuntu");
