@@ -12,12 +12,19 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* What one layer takes; all are owned. */
+/* Of a list of sources, or of commands, where copies use them; all are owned. */
+struct content_list {
+    struct content *v;
+    struct cb_digest *digests; /* the same, for keys */
+    size_t n;
+};
+
+/* What one layer takes. */
 struct of_layer {
-    struct content *context; /* of each source */
-    struct content *copied;  /* of each command, used for copies */
-    struct cb_digest *context_digests, *copied_digests;
-    size_t n_context, n_commands;
+    struct content_list context, copied;
+    struct content_list *drives;            /* of the commands of each; owned */
+    const struct cb_digest **drive_digests; /* the same, for keys; owned */
+    size_t n_drives;
 };
 
 struct contents {
@@ -25,9 +32,19 @@ struct contents {
     size_t n;
 };
 
-static void content_release(struct content *c)
+static void list_init(struct content_list *l, size_t n)
 {
-    free(c->path);
+    l->n = n;
+    l->v = cb_xcalloc(n + 1, sizeof(*l->v));
+    l->digests = cb_xcalloc(n + 1, sizeof(*l->digests));
+}
+
+static void list_release(struct content_list *l)
+{
+    for (size_t i = 0; i < l->n; i++)
+        free(l->v[i].path);
+    free(l->v);
+    free(l->digests);
 }
 
 void contents_release(struct build *b)
@@ -35,14 +52,12 @@ void contents_release(struct build *b)
     struct contents *all = b->contents;
     for (size_t i = 0; all && i < all->n; i++) {
         struct of_layer *l = &all->layers[i];
-        for (size_t k = 0; k < l->n_context; k++)
-            content_release(&l->context[k]);
-        for (size_t k = 0; k < l->n_commands; k++)
-            content_release(&l->copied[k]);
-        free(l->context);
-        free(l->copied);
-        free(l->context_digests);
-        free(l->copied_digests);
+        list_release(&l->context);
+        list_release(&l->copied);
+        for (size_t k = 0; k < l->n_drives; k++)
+            list_release(&l->drives[k]);
+        free(l->drives);
+        free(l->drive_digests);
     }
     if (all)
         free(all->layers);
@@ -57,12 +72,15 @@ static struct contents *contents_new(const struct workload_config *c)
     all->layers = cb_xcalloc(all->n + 1, sizeof(*all->layers));
     for (size_t i = 0; i < all->n; i++) {
         struct of_layer *l = &all->layers[i];
-        l->n_context = c->layers[i].n_context;
-        l->n_commands = c->layers[i].init_commands.n;
-        l->context = cb_xcalloc(l->n_context + 1, sizeof(*l->context));
-        l->copied = cb_xcalloc(l->n_commands + 1, sizeof(*l->copied));
-        l->context_digests = cb_xcalloc(l->n_context + 1, sizeof(*l->context_digests));
-        l->copied_digests = cb_xcalloc(l->n_commands + 1, sizeof(*l->copied_digests));
+        list_init(&l->context, c->layers[i].n_context);
+        list_init(&l->copied, c->layers[i].init_commands.n);
+        l->n_drives = c->layers[i].n_drives;
+        l->drives = cb_xcalloc(l->n_drives + 1, sizeof(*l->drives));
+        l->drive_digests = cb_xcalloc(l->n_drives + 1, sizeof(*l->drive_digests));
+        for (size_t k = 0; k < l->n_drives; k++) {
+            list_init(&l->drives[k], c->layers[i].drives[k].commands.n);
+            l->drive_digests[k] = l->drives[k].digests;
+        }
     }
     return all;
 }
@@ -101,6 +119,8 @@ static int pack_copy(const struct context_folder *f, const struct command *cmd, 
 struct origin {
     const struct layer *layer;
     const struct context_source *source; /* or NULL */
+    const struct commands *commands;     /* of the layer, or of a drive */
+    const struct drive *drive;           /* whose they are, or NULL */
     size_t command;
 };
 
@@ -110,26 +130,38 @@ static int pack_origin(struct build *b, const struct context_folder *f, const st
 {
     struct pack *p = pack_new(fd);
     int rc = o->source ? pack_context(b, f, o->source, p, c, err)
-                       : pack_copy(f, &o->layer->init_commands.v[o->command], p, c, err);
+                       : pack_copy(f, &o->commands->v[o->command], p, c, err);
     if (rc >= 0)
         rc = pack_end(p, &c->sum, err);
     pack_free(p);
     if (rc < 0 && o->source)
         return cb_wrap(err, "layer %s: context", o->layer->name);
     if (rc < 0)
-        return cb_wrap(err, "layer %s: command %zu of %zu: copy", o->layer->name, o->command + 1,
-                       o->layer->init_commands.n);
+        return cb_wrap(err, "layer %s%s%s: command %zu of %zu: copy", o->layer->name,
+                       o->drive ? ": drive " : "", o->drive ? o->drive->drive_id : "",
+                       o->command + 1, o->commands->n);
     c->known = true;
     return 0;
 }
 
 /* ---- all of them ---- */
 
+typedef int content_fn(struct build *b, const struct origin *o, struct content *c, void *arg,
+                       struct cb_error *err);
+
+static int for_each_copy(struct build *b, struct origin o, struct content_list *list,
+                         content_fn *fn, void *arg, struct cb_error *err)
+{
+    int rc = 0;
+    for (o.command = 0; rc >= 0 && o.command < o.commands->n; o.command++)
+        if (o.commands->v[o.command].type == COMMAND_COPY)
+            rc = fn(b, &o, &list->v[o.command], arg, err);
+    return rc;
+}
+
 /* Calls @fn for everything that layers from @first on take. */
-static int for_each_content(struct build *b, size_t first,
-                            int (*fn)(struct build *b, const struct origin *o, struct content *c,
-                                      void *arg, struct cb_error *err),
-                            void *arg, struct cb_error *err)
+static int for_each_content(struct build *b, size_t first, content_fn *fn, void *arg,
+                            struct cb_error *err)
 {
     int rc = 0;
     for (size_t i = first; i < b->contents->n; i++) {
@@ -138,13 +170,16 @@ static int for_each_content(struct build *b, size_t first,
         struct origin o = {.layer = l};
         for (size_t k = 0; rc >= 0 && k < l->n_context; k++) {
             o.source = &l->context[k];
-            rc = fn(b, &o, &mine->context[k], arg, err);
+            rc = fn(b, &o, &mine->context.v[k], arg, err);
         }
         o.source = NULL;
-        for (size_t k = 0; rc >= 0 && k < l->init_commands.n; k++) {
-            o.command = k;
-            if (l->init_commands.v[k].type == COMMAND_COPY)
-                rc = fn(b, &o, &mine->copied[k], arg, err);
+        o.commands = &l->init_commands;
+        if (rc >= 0)
+            rc = for_each_copy(b, o, &mine->copied, fn, arg, err);
+        for (size_t k = 0; rc >= 0 && k < l->n_drives; k++) {
+            o.drive = &l->drives[k];
+            o.commands = &o.drive->commands;
+            rc = for_each_copy(b, o, &mine->drives[k], fn, arg, err);
         }
     }
     return rc;
@@ -166,7 +201,7 @@ static int folder_of(struct build *b, const struct origin *o, struct context_fol
 static char *title_of(const struct origin *o)
 {
     if (!o->source)
-        return command_title(&o->layer->init_commands.v[o->command]);
+        return command_title(&o->commands->v[o->command]);
     return cb_xasprintf("context %s -> %s", o->source->src ? o->source->src : o->source->git,
                         o->source->dst);
 }
@@ -191,6 +226,12 @@ static int learn(struct build *b, const struct origin *o, struct content *c, voi
     return 0;
 }
 
+static void list_digests(struct content_list *l)
+{
+    for (size_t i = 0; i < l->n; i++)
+        l->digests[i] = l->v[i].sum.digest;
+}
+
 int contents_resolve(struct build *b, struct cb_error *err)
 {
     struct context_folder f = {.fd = -1};
@@ -199,18 +240,19 @@ int contents_resolve(struct build *b, struct cb_error *err)
     context_folder_close(&f);
     for (size_t i = 0; rc >= 0 && i < b->contents->n; i++) {
         struct of_layer *l = &b->contents->layers[i];
-        for (size_t k = 0; k < l->n_context; k++)
-            l->context_digests[k] = l->context[k].sum.digest;
-        for (size_t k = 0; k < l->n_commands; k++)
-            l->copied_digests[k] = l->copied[k].sum.digest;
+        list_digests(&l->context);
+        list_digests(&l->copied);
+        for (size_t k = 0; k < l->n_drives; k++)
+            list_digests(&l->drives[k]);
     }
     return rc;
 }
 
 bool contents_known(const struct build *b, size_t i)
 {
-    for (size_t k = 0; k < b->contents->layers[i].n_context; k++)
-        if (!b->contents->layers[i].context[k].known)
+    const struct content_list *l = &b->contents->layers[i].context;
+    for (size_t k = 0; k < l->n; k++)
+        if (!l->v[k].known)
             return false;
     return true;
 }
@@ -218,7 +260,8 @@ bool contents_known(const struct build *b, size_t i)
 void contents_of_layer(struct build *b, size_t i, struct layer_contents *in)
 {
     const struct of_layer *l = &b->contents->layers[i];
-    *in = (struct layer_contents){.context = l->context_digests, .copied = l->copied_digests};
+    *in = (struct layer_contents){
+        .context = l->context.digests, .copied = l->copied.digests, .drives = l->drive_digests};
 }
 
 struct keeping {
@@ -276,7 +319,7 @@ json_t *contents_lock(const struct build *b)
     for (size_t i = 0; i < b->c->n_layers; i++) {
         const struct layer *l = &b->c->layers[i];
         for (size_t k = 0; k < l->n_context; k++) {
-            const char *commit = b->contents->layers[i].context[k].commit;
+            const char *commit = b->contents->layers[i].context.v[k].commit;
             if (l->context[k].git)
                 (void)json_array_append_new(out, json_pack("{s:s, s:s, s:s?, s:s?}", "layer",
                                                            l->name, "git", l->context[k].git, "ref",
@@ -301,7 +344,7 @@ json_t *contents_json(const struct build *b, size_t i)
     json_t *out = json_array();
     for (size_t k = 0; k < l->n_context; k++) {
         const struct context_source *s = &l->context[k];
-        json_t *o = content_json(&b->contents->layers[i].context[k]);
+        json_t *o = content_json(&b->contents->layers[i].context.v[k]);
         (void)json_object_set_new(o, s->src ? "src" : "git", json_string(s->src ? s->src : s->git));
         (void)json_object_set_new(o, "dst", json_string(s->dst));
         (void)json_array_append_new(out, o);
@@ -309,17 +352,28 @@ json_t *contents_json(const struct build *b, size_t i)
     return out;
 }
 
-json_t *contents_copies_json(const struct build *b, size_t i)
+static void add_copies(json_t *out, const struct commands *cmds, const struct content_list *list,
+                       const char *drive)
 {
-    const struct commands *cmds = &b->c->layers[i].init_commands;
-    json_t *out = json_array();
     for (size_t k = 0; k < cmds->n; k++) {
         if (cmds->v[k].type != COMMAND_COPY)
             continue;
-        json_t *o = content_json(&b->contents->layers[i].copied[k]);
+        json_t *o = content_json(&list->v[k]);
         (void)json_object_set_new(o, "command", json_integer((json_int_t)k + 1));
+        if (drive)
+            (void)json_object_set_new(o, "drive", json_string(drive));
         (void)json_array_append_new(out, o);
     }
+}
+
+json_t *contents_copies_json(const struct build *b, size_t i)
+{
+    const struct layer *l = &b->c->layers[i];
+    const struct of_layer *mine = &b->contents->layers[i];
+    json_t *out = json_array();
+    add_copies(out, &l->init_commands, &mine->copied, NULL);
+    for (size_t k = 0; k < l->n_drives; k++)
+        add_copies(out, &l->drives[k].commands, &mine->drives[k], l->drives[k].drive_id);
     return out;
 }
 
@@ -370,7 +424,7 @@ int run_contexts(struct talk *t, const struct build_layer *l, struct cb_error *e
     size_t at = (size_t)(l - b->layers);
     for (size_t i = 0; i < l->declared->n_context; i++) {
         const struct origin o = {.layer = l->declared, .source = &l->declared->context[i]};
-        const struct content *c = &b->contents->layers[at].context[i];
+        const struct content *c = &b->contents->layers[at].context.v[i];
         if (!c->path)
             continue;
         CB_AUTO_FREE char *title = title_of(&o);
@@ -384,11 +438,21 @@ int run_contexts(struct talk *t, const struct build_layer *l, struct cb_error *e
     return 0;
 }
 
+/* The contents of the list that is run. */
+static const struct content_list *contents_of_list(const struct talk *t, const struct layer *l)
+{
+    const struct of_layer *mine = &t->b->contents->layers[l - t->b->c->layers];
+    for (size_t k = 0; k < l->n_drives; k++)
+        if (t->commands == &l->drives[k].commands)
+            return &mine->drives[k];
+    return &mine->copied;
+}
+
 int run_copy(struct talk *t, const struct layer *l, size_t i, struct cb_error *err)
 {
     struct build *b = t->b;
-    const struct command *cmd = &l->init_commands.v[i];
-    const struct content *c = &b->contents->layers[l - b->c->layers].copied[i];
+    const struct command *cmd = &t->commands->v[i];
+    const struct content *c = &contents_of_list(t, l)->v[i];
     CB_AUTO_FREE char *title = command_title(cmd);
     int step = emit_step_start(&b->em, PHASE_RECIPE, l->name, title);
     struct copy_args args;
@@ -399,11 +463,13 @@ int run_copy(struct talk *t, const struct layer *l, size_t i, struct cb_error *e
                            .mode = args.chmod,
                            .owner = args.chown,
                            .user = t->state.now.user,
-                           .as_root = cmd->run_as_root};
+                           .as_root = cmd->run_as_root,
+                           .into_mounts = t->drive_id != NULL};
     int rc = send(t, c, &g, args.to, err);
     if (rc < 0) {
         CB_AUTO_FREE char *which =
-            cb_xasprintf("command %zu of %zu: %s", i + 1, l->init_commands.n, title);
+            cb_xasprintf("%s%scommand %zu of %zu: %s", t->drive_id ? t->drive_id : "",
+                         t->drive_id ? ": " : "", i + 1, t->commands->n, title);
         return fail_send(t, l->name, which, err);
     }
     emit_step_end(&b->em, 0, NULL);

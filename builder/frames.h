@@ -122,6 +122,7 @@ enum frame_tag {
                       * the folder that the entry goes into when there is one */
     TAG_COPY_MODE,   /* of all entries but links, in place of their own */
     TAG_COPY_OWNER,  /* "user:group" as the image knows them */
+    TAG_COPY_MOUNTS, /* 1: what is mounted can be the place, or on the way there */
     TAG_COPY_END,    /* nothing follows */
     TAG_DRIVE = 140, /* which of the machine's drives, from 0; its DRIVE_PATH follows */
     TAG_DRIVE_PATH = 141,

@@ -6,10 +6,13 @@
 #include "support/hash.h"
 #include "support/mem.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <time.h>
 
-enum { SILENCE_MS = 60000, FOLDER_LEN = 32 };
+enum { SILENCE_MS = 60000, FOLDER_LEN = 32, UNUSED_S = 30 * 24 * 3600 };
 
 struct fetch {
     struct git_call call;
@@ -43,6 +46,11 @@ static bool has_commit(git_repository *repo, const char *commit)
     return has;
 }
 
+static char *lock_of(const char *path)
+{
+    return cb_xasprintf("%s.lock", path);
+}
+
 int git_mirror_open(const struct settings *settings, const char *url, const char *commit,
                     git_repository **out, struct cb_error *err)
 {
@@ -50,6 +58,8 @@ int git_mirror_open(const struct settings *settings, const char *url, const char
     CB_AUTO_FREE char *path = mirror_path(settings, url);
     git_repository *repo = NULL;
     if (git_repository_open_bare(&repo, path) == 0 && has_commit(repo, commit)) {
+        CB_AUTO_FREE char *lock = lock_of(path);
+        (void)utimensat(AT_FDCWD, lock, NULL, 0); /* used now */
         *out = repo;
         return 0;
     }
@@ -152,6 +162,32 @@ static int make_mirror(const char *path, struct cb_error *err)
     return rc < 0 ? cb_wrap(err, "make %s", path) : 0;
 }
 
+static bool unused(const char *lock)
+{
+    struct stat st;
+    return stat(lock, &st) == 0 && st.st_mtim.tv_sec < time(NULL) - UNUSED_S;
+}
+
+/* Removes mirrors that nobody has used for long; the lock of each says when that was. */
+static void trim(const char *dir)
+{
+    CB_AUTO_DIR d = opendir(dir);
+    const struct dirent *e;
+    while (d && (e = readdir(d))) {
+        const char *end = strrchr(e->d_name, '.');
+        if (!end || strcmp(end, ".lock") != 0)
+            continue;
+        CB_AUTO_ERROR busy = CB_ERROR_INIT;
+        CB_AUTO_FREE char *lock = cb_xasprintf("%s/%s", dir, e->d_name);
+        CB_AUTO_FREE char *path = cb_xstrndup(lock, strlen(lock) - strlen(".lock"));
+        if (!unused(lock) || !cb_path_exists(path))
+            continue;
+        CB_AUTO_FD held = cb_lock_file(lock, false, &busy);
+        if (held >= 0 && unused(lock))
+            (void)cb_remove_tree(path, &busy);
+    }
+}
+
 int git_mirror_fetch(const struct settings *settings, const char *url,
                      const struct git_found *found, uint64_t *bytes, git_repository **out,
                      struct cb_error *err)
@@ -162,7 +198,7 @@ int git_mirror_fetch(const struct settings *settings, const char *url,
         return 0;
     CB_AUTO_FREE char *path = mirror_path(settings, url);
     CB_AUTO_FREE char *dir = cb_xasprintf("%s/git", settings->home);
-    CB_AUTO_FREE char *lock_path = cb_xasprintf("%s.lock", path);
+    CB_AUTO_FREE char *lock_path = lock_of(path);
     int rc = cb_mkdir_p(dir, 0700, err);
     if (rc < 0)
         return rc;
@@ -180,7 +216,7 @@ int git_mirror_fetch(const struct settings *settings, const char *url,
     git_call_leave(&f->call);
     if (rc < 0)
         return cb_wrap(err, "%s", url);
-    cb_error_clear(&miss);
     rc = git_mirror_open(settings, url, found->commit, out, err);
+    trim(dir);
     return rc < 0 ? rc : 1;
 }

@@ -1,6 +1,8 @@
 /* git_mirror: a bare copy of a repository elsewhere, under $CAPSULE_BUILD_HOME/git, a folder for
  * each URL. A second fetch brings what is new alone; a commit that is there needs no network. One
- * process at a time fetches into a mirror (a lock beside it). It may be removed at any time.
+ * process at a time fetches into a mirror (a lock beside it). One
+ * that nobody has used for 30 days is removed after a fetch into another one; any may be removed at
+ * any time.
  * Private to builder/. */
 #pragma once
 

@@ -123,6 +123,7 @@ struct guest_copy {
     const char *owner; /* "user:group", or NULL: who runs the layer's commands */
     const char *user;  /* or NULL: the layer's */
     bool as_root;
+    bool into_mounts; /* what is mounted can be the place: a drive */
     int fd;
     void (*sent)(void *arg, uint64_t bytes); /* so many of the pack were taken in; may be NULL */
     void *sent_arg;

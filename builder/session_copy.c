@@ -72,6 +72,7 @@ static int copy(struct session *s, const struct guest_copy *c, struct source *in
     frame_put_text(&o, TAG_USER, c->user);
     frame_put_number(&o, TAG_ROOT, c->as_root);
     frame_put_number(&o, TAG_COPY_FOLDER, c->folder);
+    frame_put_number(&o, TAG_COPY_MOUNTS, c->into_mounts);
     if (c->mode >= 0)
         frame_put_number(&o, TAG_COPY_MODE, (uint64_t)c->mode);
     s->step = c->step;

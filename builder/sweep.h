@@ -15,6 +15,9 @@ int build_sweep(const char *work_dir, struct cb_error *err);
  * disk. They may be removed at any time. */
 void saved_machines(const char *home, uint64_t *n, uint64_t *bytes);
 
+/* The same for copies of git repositories (builder/git_mirror.h). */
+void git_mirrors(const char *home, uint64_t *n, uint64_t *bytes);
+
 /* The states of failed builds below @home (builder/kept.h), and what the disk would have more
  * without them. */
 struct kept_sum {

@@ -122,8 +122,9 @@ static int gc(struct cli_args *a, const struct settings *s, struct store *store)
 
 /* Not in the store, but it grows with builds just the same. */
 struct beside {
-    uint64_t saved, saved_bytes; /* builder machines */
-    struct kept_sum failed;      /* states of failed commands */
+    uint64_t saved, saved_bytes;    /* builder machines */
+    struct kept_sum failed;         /* states of failed commands */
+    uint64_t mirrors, mirror_bytes; /* of git repositories */
 };
 
 static json_t *df_json(const struct df_report *r, const struct beside *beside)
@@ -136,13 +137,14 @@ static json_t *df_json(const struct df_report *r, const struct beside *beside)
                                         (json_int_t)t->versions, "own_bytes", (json_int_t)t->own,
                                         "shared_bytes", (json_int_t)t->shared));
     }
-    return json_pack("{s:I, s:I, s:I, s:I, s:{s:I, s:I}, s:{s:I, s:I}, s:o, s:o}", "total_bytes",
-                     (json_int_t)r->total, "other_bytes", (json_int_t)r->other, "garbage_bytes",
-                     (json_int_t)r->garbage, "cached_bytes", (json_int_t)r->cached,
-                     "saved_machines", "count", (json_int_t)beside->saved, "bytes",
-                     (json_int_t)beside->saved_bytes, "failed_states", "count",
-                     (json_int_t)beside->failed.n, "bytes", (json_int_t)beside->failed.bytes,
-                     "kinds", kinds_json(r->kinds), "templates", templates);
+    return json_pack(
+        "{s:I, s:I, s:I, s:I, s:{s:I, s:I}, s:{s:I, s:I}, s:{s:I, s:I}, s:o, s:o}", "total_bytes",
+        (json_int_t)r->total, "other_bytes", (json_int_t)r->other, "garbage_bytes",
+        (json_int_t)r->garbage, "cached_bytes", (json_int_t)r->cached, "saved_machines", "count",
+        (json_int_t)beside->saved, "bytes", (json_int_t)beside->saved_bytes, "failed_states",
+        "count", (json_int_t)beside->failed.n, "bytes", (json_int_t)beside->failed.bytes,
+        "git_mirrors", "count", (json_int_t)beside->mirrors, "bytes",
+        (json_int_t)beside->mirror_bytes, "kinds", kinds_json(r->kinds), "templates", templates);
 }
 
 static void print_df(const struct df_report *r, const struct beside *beside)
@@ -155,7 +157,7 @@ static void print_df(const struct df_report *r, const struct beside *beside)
     printf("  %-38s %8s %12s\n  %-38s %8s %12s\n", "the rest", "", own, "all", "", shared);
     cb_human_bytes(beside->saved_bytes, own, sizeof(own));
     cb_human_bytes(beside->failed.bytes, shared, sizeof(shared));
-    if (beside->saved || beside->failed.n)
+    if (beside->saved || beside->failed.n || beside->mirrors)
         printf("\nbeside the store\n");
     if (beside->saved)
         printf("  %-38s %8llu %12s\n", "builder machines, saved", (unsigned long long)beside->saved,
@@ -163,6 +165,10 @@ static void print_df(const struct df_report *r, const struct beside *beside)
     if (beside->failed.n)
         printf("  %-38s %8llu %12s\n", "states of failed commands",
                (unsigned long long)beside->failed.n, shared);
+    cb_human_bytes(beside->mirror_bytes, own, sizeof(own));
+    if (beside->mirrors)
+        printf("  %-38s %8llu %12s\n", "copies of git repositories",
+               (unsigned long long)beside->mirrors, own);
     if (r->n_templates)
         printf("\n%-40s %8s %12s %12s\n", "template", "versions", "its own", "shared");
     for (size_t i = 0; i < r->n_templates; i++) {
@@ -185,6 +191,7 @@ static int df(struct cli_args *a, const struct settings *s, struct store *store)
     struct beside beside;
     saved_machines(s->home, &beside.saved, &beside.saved_bytes);
     kept_states(s->home, &beside.failed);
+    git_mirrors(s->home, &beside.mirrors, &beside.mirror_bytes);
     if (store_df(store, &r, &err) < 0)
         return cli_fail(&err);
     if (a->json)

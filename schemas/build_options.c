@@ -29,6 +29,14 @@ int pull_from_name(const char *name)
     return find_name(name, pull_names, 3);
 }
 
+static bool has_copy(const struct commands *c)
+{
+    for (size_t i = 0; i < c->n; i++)
+        if (c->v[i].type == COMMAND_COPY)
+            return true;
+    return false;
+}
+
 /* Does a layer take files that lie beside the config? */
 static bool takes_files(const struct workload_config *c)
 {
@@ -37,8 +45,10 @@ static bool takes_files(const struct workload_config *c)
         for (size_t k = 0; k < l->n_context; k++)
             if (l->context[k].src)
                 return true;
-        for (size_t k = 0; k < l->init_commands.n; k++)
-            if (l->init_commands.v[k].type == COMMAND_COPY)
+        if (has_copy(&l->init_commands))
+            return true;
+        for (size_t k = 0; k < l->n_drives; k++)
+            if (has_copy(&l->drives[k].commands))
                 return true;
     }
     return false;
@@ -139,11 +149,12 @@ static int refuse_in_drives(const struct workload_config *c, const struct layer 
         const struct commands *cmds = &l->drives[i].commands;
         for (size_t j = 0; j < cmds->n; j++) {
             const struct command *cmd = &cmds->v[j];
-            if (cmd->type == COMMAND_SHELL || cmd->type == COMMAND_EXEC)
+            if (cmd->type == COMMAND_SHELL || cmd->type == COMMAND_EXEC ||
+                cmd->type == COMMAND_COPY)
                 continue;
             cb_fail(err, CB_E_CONFIG,
-                    "%s:%d:%d: layer %s, drive %s: a command of type %s cannot fill a drive; shell "
-                    "and exec can",
+                    "%s:%d:%d: layer %s, drive %s: a command of type %s cannot fill a drive; "
+                    "shell, exec and copy can",
                     c->file ? c->file : "config", cmd->loc.line, cmd->loc.column, l->name,
                     l->drives[i].drive_id, command_type_name(cmd->type));
             return cb_hint(err, "move it to the layer's init_commands");

@@ -4,7 +4,6 @@
 #include "support/cleanup.h"
 #include "support/mem.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -142,16 +141,25 @@ static json_t *contexts(const struct layer *l, const struct layer_contents *in)
     return out;
 }
 
+static void put_copied(json_t *out, const struct commands *c, const char *drive,
+                       const struct cb_digest *digests)
+{
+    for (size_t i = 0; i < c->n; i++) {
+        CB_AUTO_FREE char *which =
+            cb_xasprintf("%zu%s%s", i + 1, drive ? " of drive " : "", drive ? drive : "");
+        if (c->v[i].type == COMMAND_COPY)
+            put_digest(out, which, &digests[i]);
+    }
+}
+
 /* By the number of the command, from 1. */
 static json_t *copied(const struct layer *l, const struct layer_contents *in)
 {
     json_t *out = json_object();
-    for (size_t i = 0; in && i < l->init_commands.n; i++) {
-        char number[24];
-        (void)snprintf(number, sizeof(number), "%zu", i + 1);
-        if (l->init_commands.v[i].type == COMMAND_COPY)
-            put_digest(out, number, &in->copied[i]);
-    }
+    if (in)
+        put_copied(out, &l->init_commands, NULL, in->copied);
+    for (size_t i = 0; in && in->drives && i < l->n_drives; i++)
+        put_copied(out, &l->drives[i].commands, l->drives[i].drive_id, in->drives[i]);
     return out;
 }
 

@@ -35,8 +35,9 @@ void cache_key_release(struct cache_key *k);
 void keys_cache_base(const struct cb_digest *base, const char *arch, struct cache_key *out);
 /* What a layer takes from outside, by the digests of its content. Borrowed. */
 struct layer_contents {
-    const struct cb_digest *context; /* of each source of `context` */
-    const struct cb_digest *copied;  /* of each command; used for those of type copy */
+    const struct cb_digest *context;       /* of each source of `context` */
+    const struct cb_digest *copied;        /* of each command; used for those of type copy */
+    const struct cb_digest *const *drives; /* of each drive: the same for its commands */
 };
 /* cache(k) of @layer on @parent. The config's runner_user and the layer's env, user and workdir
  * take part, and what @in says is copied, wherever it comes from; tier, limits and secret values do

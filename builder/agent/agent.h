@@ -405,14 +405,14 @@ int step_parse(struct step_spec *s, const uint8_t *p, size_t n, struct fail *f);
 struct copy_spec {
     char *to;           /* absolute */
     char *owner, *user; /* NULL: not said */
-    bool folder, root;
+    bool folder, root, mounts;
     int mode; /* of what is copied; negative: its own */
 };
 void copy_spec_release(struct copy_spec *s);
 int copy_parse(struct copy_spec *s, const uint8_t *p, size_t n, struct fail *f);
 /* One COPY on its way. A zeroed struct is none. */
 struct copying {
-    bool open;
+    bool open, mounts;
     uid_t uid;
     gid_t gid;
     int mode;

@@ -1,7 +1,7 @@
 /* copy: files from the host become files of the layer. Runs in the layer's init, whose root is the
  * layer's. Paths are resolved by the kernel inside that root: a link of the image may lead anywhere
  * in the image and nowhere else, and not into what is mounted there (/proc, /run...), for that is
- * not kept. */
+ * not kept; drives are, and commands that fill them may copy there. */
 #include "builder/agent/agent.h"
 
 #include <errno.h>
@@ -59,7 +59,8 @@ int copy_parse(struct copy_spec *s, const uint8_t *p, size_t n, struct fail *f)
     for (const uint8_t *end = p + n; rc == 0 && (got = frame_next(&p, end, &x)) != 0;) {
         if (got < 0)
             return fail_set(f, FAIL_PROTOCOL, "a field that does not end");
-        bool number = x.tag == TAG_COPY_MODE || x.tag == TAG_COPY_FOLDER || x.tag == TAG_ROOT;
+        bool number = x.tag == TAG_COPY_MODE || x.tag == TAG_COPY_FOLDER ||
+                      x.tag == TAG_COPY_MOUNTS || x.tag == TAG_ROOT;
         if (number && !frame_number(&x, &v))
             return fail_set(f, FAIL_PROTOCOL, "field %u is not a number", x.tag);
         switch (x.tag) {
@@ -68,6 +69,7 @@ int copy_parse(struct copy_spec *s, const uint8_t *p, size_t n, struct fail *f)
         case TAG_USER: rc = take_name(&x, &s->user, f); break;
         case TAG_COPY_MODE: s->mode = (int)(v & 07777); break;
         case TAG_COPY_FOLDER: s->folder = v != 0; break;
+        case TAG_COPY_MOUNTS: s->mounts = v != 0; break;
         case TAG_ROOT: s->root = v != 0; break;
         default: break;
         }
@@ -78,13 +80,14 @@ int copy_parse(struct copy_spec *s, const uint8_t *p, size_t n, struct fail *f)
 }
 
 /* A descriptor of the folder @path of the layer, or -1 with errno. */
-static int open_folder(int root, const char *path)
+static int open_folder(const struct copying *c, const char *path)
 {
     const struct how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
-                            .resolve = HOW_IN_ROOT | HOW_NO_MAGICLINKS | HOW_NO_XDEV};
+                            .resolve =
+                                HOW_IN_ROOT | HOW_NO_MAGICLINKS | (c->mounts ? 0 : HOW_NO_XDEV)};
     long fd;
     do
-        fd = syscall(SYS_openat2, root, path, &how, sizeof how);
+        fd = syscall(SYS_openat2, c->root, path, &how, sizeof how);
     while (fd < 0 && (errno == EAGAIN || errno == EINTR));
     return (int)fd;
 }
@@ -116,7 +119,7 @@ static int own(const struct copying *c, int at, const char *name, int mode)
  * descriptor. */
 static int make_folder(const struct copying *c, const char *path, int mode, struct fail *f)
 {
-    int fd = open_folder(c->root, path);
+    int fd = open_folder(c, path);
     if (fd >= 0)
         return fd;
     if (errno != ENOENT)
@@ -132,7 +135,7 @@ static int make_folder(const struct copying *c, const char *path, int mode, stru
     (void)close(up);
     if (rc < 0)
         return refuse(path, saved, f);
-    fd = open_folder(c->root, path);
+    fd = open_folder(c, path);
     return fd < 0 ? refuse(path, errno, f) : fd;
 }
 
@@ -169,9 +172,9 @@ int copy_begin(struct copying *c, const struct copy_spec *s, const struct ident 
     c->gid = who->gid;
     c->mode = s->mode;
     c->open = true;
+    c->mounts = s->mounts;
     c->to = ag_strdup(s->to);
-    int fd =
-        s->folder ? make_folder(c, c->to, folder_mode(c, 0755), f) : open_folder(c->root, c->to);
+    int fd = s->folder ? make_folder(c, c->to, folder_mode(c, 0755), f) : open_folder(c, c->to);
     if (fd >= 0) {
         (void)close(fd);
         return 0;

@@ -1,9 +1,12 @@
 /* Repositories as sources: mirrors, and trees that no git would have written. */
 #include "builder/git_call.h"
 #include "builder/git_tree.h"
+#include "builder/sweep.h"
 #include "check.h"
 
+#include <fcntl.h>
 #include <git2.h>
+#include <sys/stat.h>
 
 static struct settings settings;
 
@@ -226,6 +229,26 @@ static void test_a_mirror_brings_what_is_new(void **state)
     assert_ok(git_ref_resolve(&settings, url, "dir/two", 20000, &asked, &err), &err);
     assert_int_equal(git_mirror_fetch(&settings, url, &asked, &bytes, &mirror, &err), 1);
     git_repository_free(mirror);
+    /* one that nobody has used for long goes */
+    uint64_t n = 0, taken = 0;
+    CB_AUTO_FREE char *old = cb_xasprintf("%s/git/old", settings.home);
+    CB_AUTO_FREE char *old_lock = cb_xasprintf("%s.lock", old);
+    assert_ok(cb_mkdir_p(old, 0700, &err), &err);
+    assert_ok(cb_write_file(old_lock, "", 0, 0600, &err), &err);
+    git_mirrors(settings.home, &n, &taken);
+    assert_int_equal(n, 2);
+    assert_true(taken > 0);
+    const struct timespec long_ago[2] = {{.tv_sec = 1}, {.tv_sec = 1}};
+    assert_int_equal(utimensat(AT_FDCWD, old_lock, long_ago, 0), 0);
+    t.n = 0;
+    add(&t, "100644", "f", blob(repo, "third"));
+    commit_tree(repo, write_tree(repo, &t), "refs/heads/third", asked.commit);
+    (void)snprintf(asked.name, sizeof(asked.name), "refs/heads/third");
+    assert_int_equal(git_mirror_fetch(&settings, url, &asked, &bytes, &mirror, &err), 1);
+    git_repository_free(mirror);
+    assert_false(cb_path_exists(old));
+    git_mirrors(settings.home, &n, &taken);
+    assert_int_equal(n, 1);
     /* by the commit alone, into a mirror that is new */
     CB_AUTO_FREE char *dir = cb_xasprintf("%s/git", settings.home);
     assert_ok(cb_remove_tree(dir, &err), &err);

@@ -14,7 +14,7 @@ import ssl
 import subprocess
 import threading
 
-from harness import E2E, free_port, wait_until
+from harness import Build, E2E, free_port, wait_until
 
 
 def command(kind, *args, **more):
@@ -163,6 +163,23 @@ class FilesContainer(Files, E2E):
         self.assertNotIn(b"secret.key", names)
 
 
+    def test_6_into_a_drive(self):
+        def build(*args):
+            config = self.config([{"name": "d", "init_commands": ["true"], "drives": [
+                {"drive_id": "data", "size_gb": 1, "commands": [
+                    command("copy", "--chown=daemon", "app", "/drives/data/app/"),
+                    "cat /drives/data/app/main.py; stat -c %U /drives/data/app/run.sh"]}]}], "drive")
+            return self.build(config, *args)
+        got = self.ok(build())
+        self.assertIn("daemon", got.output("d"))
+        self.assertIn("print('", got.output("d"))
+        self.assertEqual(self.ok(build()).commands_run(), [])
+        (self.made / "app" / "main.py").write_text("print('drive')\n")
+        got = self.ok(build())
+        self.assertIn("layer d is not reused: what is copied by command 1 of drive data changed", got.notes)
+        self.assertIn("print('drive')", got.output("d"))
+
+
 class FilesVm(Files, E2E):
     builder = "vm"
     test_2_what_rebuilds = None  # the same code on the host
@@ -305,6 +322,24 @@ class GitContainer(Git, E2E):
         self.assertIn("going on with commit", got.notes)
         got = self.ok(self.build(config, "--pull", "never"))
         self.assertNotIn("going on with commit", got.notes)
+        df = json.loads(self.home.run("df", "--json").out)["git_mirrors"]
+        self.assertGreaterEqual(df["count"], 1)
+        self.assertGreater(df["bytes"], 3_000_000)
+        self.assertRegex(self.home.run("df").out, r"copies of git repositories +\d+ ")
+
+    def test_5_resume_goes_on_with_the_commit_that_it_began_with(self):
+        repo = Repository(self.folder / "resumed")
+        first = repo.commit("f", file="first\n")
+        config = self.config({"git": repo.url, "dst": "/srv/g"}, name="resumed",
+                             commands=["cat /srv/g/file", "test -e /srv/g/never"])
+        got = self.build(config)
+        self.ends(got, 1)
+        repo.commit("s", file="second\n")
+        got = self.home.run("resume", "--progress", "json", "resumed", cls=Build)
+        self.ends(got, 1)
+        plan = got.of("plan")[-1]
+        self.assertEqual(plan["lock"]["git"][0]["commit"], first)
+        self.assertNotIn("cat /srv/g/file", [c for _, c in got.commands_run()])
 
     def test_4_refusals(self):
         def fails(source, rc, text):

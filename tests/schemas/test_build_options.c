@@ -39,6 +39,9 @@ static void test_the_place_of_a_base_image(void **state)
         {"debian", false},
         {"debian\nlayers: [{name: a, init_commands: [{type: copy, args: [x, /x]}]}]", true},
         {"debian\nlayers: [{name: a, init_commands: [x], context: [{src: x, dst: /x}]}]", true},
+        {"debian\nlayers: [{name: a, init_commands: [x], drives: [{drive_id: d, "
+         "commands: [{type: copy, args: [x, /x]}]}]}]",
+         true},
         {"debian\nlayers: [{name: a, init_commands: [x], context: [{git: 'file:///x', dst: /x}]}]",
          false},
     };
@@ -118,7 +121,8 @@ static void test_what_cannot_be_built_is_refused(void **state)
             NULL);
     refused(HEAD
             "      - true\n    drives: [{drive_id: d, commands: [x, {type: env, args: [A=b]}]}]\n",
-            "layer one, drive d: a command of type env cannot fill a drive; shell and exec can");
+            "layer one, drive d: a command of type env cannot fill a drive; shell, "
+            "exec and copy can");
     refused(HEAD "      - {type: env, args: [A=b]}\n      - {type: start, args: [x]}\n", NULL);
     refused(HEAD "      - {type: gcp-auth}\n",
             "c.yaml:6:9: layer one: commands of type gcp-auth cannot be run yet");

@@ -368,6 +368,7 @@ static void cache_with(const struct workload_config *c, const struct layer_conte
     struct cache_key k = {0};
     struct cb_digest parent = {0};
     keys_cache_layer(c, &c->layers[0], in, &parent, &k);
+    check_said(k.inputs);
     *out = k.digest;
     cache_key_release(&k);
 }
@@ -410,6 +411,20 @@ static void test_what_is_taken_from_outside_counts(void **state)
     assert_false(cb_digest_eq(&d[0], &d[2]));
     assert_false(cb_digest_eq(&d[0], &d[3]));
     assert_false(cb_digest_eq(&d[0], &d[4]));
+    struct workload_config *c =
+        parse("base_image: debian\nlayers:\n- name: a\n  init_commands: [x]\n  drives:\n"
+              "  - {drive_id: c}\n  - {drive_id: d, commands: [y, {type: copy, args: [p, /q]}]}\n");
+    struct cb_digest filled[2] = {{{0}}, {{7}}};
+    const struct layer_contents with = {.copied = copied,
+                                        .drives = (const struct cb_digest *const[]){NULL, filled}};
+    cache_with(c, &with, &d[0]);
+    filled[0].b[0] = 1; /* of a command that copies nothing */
+    cache_with(c, &with, &d[1]);
+    filled[1].b[0] = 8;
+    cache_with(c, &with, &d[2]);
+    assert_true(cb_digest_eq(&d[0], &d[1]));
+    assert_false(cb_digest_eq(&d[0], &d[2]));
+    config_free(c);
 }
 
 int main(void)
