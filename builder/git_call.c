@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 enum { CREDENTIALS_MAX = 1 << 20 };
+#define FETCH_BYTES_MAX (UINT64_C(64) << 30)
 
 static void call_free(struct git_call *c)
 {
@@ -107,9 +108,11 @@ static int login(git_credential **out, const char *url, const char *user, unsign
 
 static int on_progress(const git_indexer_progress *stats, void *arg)
 {
-    (void)stats;
     heard(arg);
-    return 0;
+    if (stats->received_bytes <= FETCH_BYTES_MAX)
+        return 0;
+    (void)git_error_set_str(GIT_ERROR_NET, "it sends more than 64 GiB");
+    return GIT_EUSER;
 }
 
 static int on_text(const char *text, int len, void *arg)

@@ -34,7 +34,7 @@ struct walk {
     struct pack *p;
     struct cb_buf path; /* of the entry, in the pack's words */
     size_t cut;         /* what of the path in the repository is not part of that: r->path */
-    unsigned depth;
+    unsigned depth, modules;
 };
 
 static int fail_git(const struct walk *w, struct cb_error *err)
@@ -194,6 +194,8 @@ static int put_module(struct walk *w, const struct level *l, const git_oid *id,
     const char *written = git_modules_url(&l->modules, full);
     if (!written)
         return refuse(w, CB_E_CORRUPT, "a submodule that .gitmodules says nothing about", err);
+    if (++w->modules > GIT_MODULES_MAX)
+        return refuse(w, CB_E_LIMIT, "too many submodules", err);
     if (l->depth == MODULE_DEPTH_MAX)
         return refuse(w, CB_E_LIMIT, "too many submodules in submodules", err);
     int rc = git_module_url(l->url, written, &url, err);

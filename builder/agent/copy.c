@@ -107,12 +107,19 @@ static int refuse(const char *path, int err, struct fail *f)
     return fail_sys(f, err, "%s", path);
 }
 
-/* Gives what was just made its owner, and its mode unless it is negative. */
-static int own(const struct copying *c, int at, const char *name, int mode)
+/* A new folder with its owner and mode. What a process of the layer puts in its place meanwhile is
+ * not followed. */
+static int new_folder(const struct copying *c, int at, const char *name, int mode)
 {
-    if (fchownat(at, name, c->uid, c->gid, AT_SYMLINK_NOFOLLOW) < 0)
+    if (mkdirat(at, name, 0700) < 0)
         return -1;
-    return mode < 0 ? 0 : fchmodat(at, name, (mode_t)mode, 0);
+    int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int rc = fd < 0 || fchown(fd, c->uid, c->gid) < 0 || fchmod(fd, (mode_t)mode) < 0 ? -1 : 0;
+    int saved = errno;
+    if (fd >= 0)
+        (void)close(fd);
+    errno = saved;
+    return rc;
 }
 
 /* The folder @path, made with @mode when it is missing, with all that it is below. An owned
@@ -130,7 +137,7 @@ static int make_folder(const struct copying *c, const char *path, int mode, stru
     free(parent);
     if (up < 0)
         return -1;
-    int rc = mkdirat(up, name, 0755) < 0 || own(c, up, name, mode) < 0 ? -1 : 0;
+    int rc = new_folder(c, up, name, mode);
     int saved = errno;
     (void)close(up);
     if (rc < 0)
@@ -248,7 +255,7 @@ static int put_link(const struct copying *c, const char *path, const char *name,
     char *target = ag_strndup(e->target, e->target_len);
     int rc = symlinkat(target, c->parent, name);
     free(target);
-    if (rc < 0 || own(c, c->parent, name, -1) < 0 ||
+    if (rc < 0 || fchownat(c->parent, name, c->uid, c->gid, AT_SYMLINK_NOFOLLOW) < 0 ||
         utimensat(c->parent, name, times, AT_SYMLINK_NOFOLLOW) < 0)
         return fail_sys(f, errno, "%s", path);
     return 0;

@@ -196,6 +196,36 @@ static void test_submodules_that_are_not_followed(void **state)
     git_repository_free(repo);
 }
 
+/* Each commit has the one before it as a submodule of its own repository. */
+static void test_submodules_in_submodules_end(void **state)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    git_repository *repo = make_repo(*state, "r");
+    CB_AUTO_FREE char *url = cb_xasprintf("file://%s/r", (char *)*state);
+    CB_AUTO_FREE char *modules = cb_xasprintf("[submodule \"a\"]\npath = mod\nurl = %s\n", url);
+    char commit[GIT_COMMIT_LEN + 1];
+    struct raw_tree t = {.n = 0};
+    struct pack_sum sum;
+    add(&t, "100644", "f", blob(repo, "x"));
+    commit_tree(repo, write_tree(repo, &t), "refs/heads/main", commit);
+    for (int i = 1; i <= 9; i++) {
+        CB_AUTO_FREE char *ref = cb_xasprintf("refs/heads/b%d", i);
+        git_oid id;
+        assert_int_equal(git_oid_fromstr(&id, commit), 0);
+        t.n = 0;
+        add(&t, "100644", ".gitmodules", blob(repo, modules));
+        add(&t, "160000", "mod", id);
+        commit_tree(repo, write_tree(repo, &t), ref, commit);
+        if (i == 9)
+            break;
+        assert_ok(pack(repo, url, commit, NULL, &sum, &err), &err);
+        assert_int_equal(sum.entries, 2 * i + 1);
+    }
+    assert_fails(pack(repo, url, commit, NULL, &sum, &err), &err, CB_E_LIMIT,
+                 "too many submodules in submodules");
+    git_repository_free(repo);
+}
+
 /* ---- mirrors ---- */
 
 static void test_a_mirror_brings_what_is_new(void **state)
@@ -286,6 +316,7 @@ int main(void)
         test_with_home(test_a_link_whose_target_is_no_path),
         test_with_home(test_a_tree_that_multiplies),
         test_with_home(test_submodules_that_are_not_followed),
+        test_with_home(test_submodules_in_submodules_end),
         test_with_home(test_a_mirror_brings_what_is_new),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
