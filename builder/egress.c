@@ -31,7 +31,8 @@ struct egress {
     size_t n;
     size_t holds; /* its index */
     struct gateway *gateway;
-    struct cb_strv refused; /* since then, distinct */
+    struct cb_strv said;    /* since then, distinct: what was refused */
+    struct cb_strv refused; /* that of it which the config could allow */
     size_t more;            /* refused and not kept */
     json_t *requests;       /* since then */
     struct cb_strv hosts;   /* since the last egress_take_hosts() */
@@ -197,15 +198,20 @@ static void add_allowed(struct cb_buf *b, const struct gateway_policy *p)
         (void)cb_buf_adds(b, "; nothing is allowed");
 }
 
-static void keep_refused(struct egress *e, const char *text)
+/* False when it was said already, or too much was. */
+static bool keep_refused(struct egress *e, const char *text, bool always)
 {
-    for (size_t i = 0; i < e->refused.n; i++)
-        if (strcmp(e->refused.v[i], text) == 0)
-            return;
-    if (e->refused.n < SAID_MAX)
+    for (size_t i = 0; i < e->said.n; i++)
+        if (strcmp(e->said.v[i], text) == 0)
+            return false;
+    if (e->said.n == SAID_MAX) {
+        e->more += !always;
+        return false;
+    }
+    cb_strv_add(&e->said, text);
+    if (!always)
         cb_strv_add(&e->refused, text);
-    else
-        e->more++;
+    return true;
 }
 
 static void say_refused(struct egress *e, const struct gateway_report *r)
@@ -219,9 +225,7 @@ static void say_refused(struct egress *e, const struct gateway_report *r)
                       by_whom(r));
     if (policy)
         add_allowed(&b, &e->policies[e->holds]);
-    size_t before = e->refused.n;
-    keep_refused(e, text);
-    if (e->refused.n > before)
+    if (keep_refused(e, text, r->verdict == REFUSED_ALWAYS))
         emit_note(e->em, "step %d: %s", e->em->last_step, b.data);
 }
 
@@ -363,6 +367,7 @@ void egress_free(struct egress *e)
     network_policy_release(&e->rules);
     json_decref(e->requests);
     cb_strv_release(&e->hosts);
+    cb_strv_release(&e->said);
     cb_strv_release(&e->refused);
     cb_strv_release(&e->packages);
     free(e->proxy);
@@ -399,8 +404,9 @@ int egress_hold(struct egress *e, const struct command *cmd, struct cb_error *er
     if (rc < 0)
         return rc;
     e->holds = next;
+    cb_strv_release(&e->said);
     cb_strv_release(&e->refused);
-    e->refused = (struct cb_strv){0};
+    e->said = e->refused = (struct cb_strv){0};
     e->more = 0;
     (void)json_array_clear(e->requests);
     return 0;

@@ -11,6 +11,7 @@ enum {
     DNS_A = 1,
     DNS_CNAME = 5,
     DNS_AAAA = 28,
+    DNS_SRV = 33,
     DNS_SVCB = 64,
     DNS_HTTPS = 65,
     DNS_ANY = 255,

@@ -299,7 +299,7 @@ static void peek_http(const char *p, size_t n, struct peeked *out)
     }
 }
 
-void gateway_peek(const uint8_t *p, size_t n, struct peeked *out)
+static void peek(const uint8_t *p, size_t n, struct peeked *out)
 {
     *out = (struct peeked){.kind = PEEK_MORE, .length = PEEK_ALL};
     n = n < PEEK_MAX ? n : PEEK_MAX;
@@ -321,8 +321,13 @@ void gateway_peek(const uint8_t *p, size_t n, struct peeked *out)
         out->kind = PEEK_OTHER;
     if (out->length != PEEK_ALL)
         out->length += skip;
+}
+
+void gateway_peek(const uint8_t *p, size_t n, struct peeked *out)
+{
+    peek(p, n, out);
     if (out->kind == PEEK_MORE && n >= PEEK_MAX)
         out->kind = PEEK_BROKEN;
     if (out->kind == PEEK_BROKEN || out->kind == PEEK_MORE)
-        out->name[0] = '\0';
+        *out = (struct peeked){.kind = out->kind, .length = PEEK_ALL};
 }

@@ -26,6 +26,7 @@ bool gateway_forbidden(uint32_t address)
 
 bool gateway_host_name(const char *text, size_t len, char out[HOST_NAME_MAX_LEN + 1])
 {
+    out[0] = '\0';
     if (len && text[len - 1] == '.')
         len--;
     if (len == 0 || len > HOST_NAME_MAX_LEN)
@@ -33,8 +34,10 @@ bool gateway_host_name(const char *text, size_t len, char out[HOST_NAME_MAX_LEN 
     for (size_t i = 0; i < len; i++) {
         unsigned char c = (unsigned char)text[i];
         bool dot = c == '.' && i > 0 && text[i - 1] != '.';
-        if (!dot && c != '-' && c != '_' && !(c < 128 && isalnum(c)))
+        if (!dot && c != '-' && c != '_' && !(c < 128 && isalnum(c))) {
+            out[0] = '\0';
             return false;
+        }
         out[i] = (char)(c >= 'A' && c <= 'Z' ? c + 32 : c);
     }
     out[len] = '\0';

@@ -59,7 +59,7 @@ bool gateway_policy_open(const struct gateway_policy *p);
 /* Addresses that no build reaches: loopback, link-local, the sandbox's own, multicast. */
 bool gateway_forbidden(uint32_t address);
 
-/* Writes @text (@len bytes) as a host name into @out: lower case, without a dot at its end. False
- * when it is none: empty, too long, or with other characters than letters, digits, - and _. An IPv4
- * address passes. */
+/* Writes @text (@len bytes) as a host name into @out: lower case, without a dot at its end. False,
+ * and "", when it is none: empty, too long, or with other characters than letters, digits, - and _.
+ * An IPv4 address passes. */
 bool gateway_host_name(const char *text, size_t len, char out[HOST_NAME_MAX_LEN + 1]);

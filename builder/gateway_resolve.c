@@ -22,10 +22,10 @@ static void answer_code(struct loop *g, const struct asked *a, int code)
 }
 
 /* As if there were no such name: programs give up at once, and say so. */
-static void refuse(struct loop *g, const struct asked *a, enum gateway_verdict v)
+static void refuse(struct loop *g, const struct asked *a, const char *host, enum gateway_verdict v)
 {
     struct gateway_report r = {.event = GATEWAY_REFUSED_NAME, .verdict = v};
-    memcpy(r.name, a->question.name, sizeof(r.name));
+    memcpy(r.name, host, strlen(host) + 1);
     loop_report(g, &r);
     answer_code(g, a, DNS_NXDOMAIN);
 }
@@ -70,6 +70,14 @@ static void ask(struct loop *g, const struct asked *from)
     }
 }
 
+/* A service is its host's: "_http._tcp.example.com" is judged as "example.com". */
+static const char *of_service(const char *name)
+{
+    while (name[0] == '_' && strchr(name, '.'))
+        name = strchr(name, '.') + 1;
+    return name;
+}
+
 void resolve_query(struct loop *g, const uint8_t *query, size_t n, int conn,
                    const struct sockaddr_in *from, const struct sockaddr_in *to)
 {
@@ -84,9 +92,10 @@ void resolve_query(struct loop *g, const uint8_t *query, size_t n, int conn,
             answer_code(g, &a, code);
         return;
     }
-    enum gateway_verdict v = gateway_decide_name(g->policy, a.question.name, NULL);
+    const char *host = a.question.type == DNS_SRV ? of_service(a.question.name) : a.question.name;
+    enum gateway_verdict v = gateway_decide_name(g->policy, host, NULL);
     if (v != GATEWAY_ALLOWED) {
-        refuse(g, &a, v);
+        refuse(g, &a, host, v);
         return;
     }
     uint8_t out[512];
@@ -95,6 +104,14 @@ void resolve_query(struct loop *g, const uint8_t *query, size_t n, int conn,
     case DNS_SVCB:
     case DNS_HTTPS:
         answer(g, &a, out, dns_write_addresses(a.query, &a.question, NULL, 0, 0, out, sizeof(out)));
+        return;
+    case DNS_SRV: /* names other hosts, which no policy has; without an answer the host itself is
+                   * taken
+                   */
+        if (g->open_policy)
+            ask(g, &a);
+        else
+            answer_code(g, &a, DNS_NXDOMAIN);
         return;
     case DNS_ANY: answer_code(g, &a, DNS_NOTIMP); return;
     default: ask(g, &a);
@@ -119,7 +136,7 @@ static void answer_addresses(struct loop *g, const struct asked *a, struct dns_r
     }
     uint32_t ttl = r->ttl < TTL_MOST ? r->ttl : TTL_MOST;
     if (refused != GATEWAY_ALLOWED && n == 0)
-        refuse(g, a, refused);
+        refuse(g, a, a->question.name, refused);
     else if (r->code != DNS_NOERROR && n == 0)
         answer_code(g, a, r->code);
     else

@@ -131,7 +131,7 @@ __attribute__((noreturn)) static void far_side(const struct netns *ns, int ready
 /* ---- the near side: what a build does. Each runs in a child and says a line. ---- */
 
 struct act {
-    enum { RESOLVE, RESOLVE_TCP, TCP, UDP, RAW } what;
+    enum { RESOLVE, RESOLVE_TCP, SERVICE, TCP, UDP, RAW } what;
     const char *to, *say;
     uint16_t port;
 };
@@ -142,7 +142,7 @@ static void patience(int s)
     (void)setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof(t));
 }
 
-static size_t question(const char *name, uint8_t *out)
+static size_t question(const char *name, bool service, uint8_t *out)
 {
     static const uint8_t head[] = {1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0};
     size_t n = sizeof(head);
@@ -154,7 +154,7 @@ static size_t question(const char *name, uint8_t *out)
         n += len;
         name += len + (name[len] == '.');
     }
-    memcpy(out + n, "\0\0\1\0\1", 5);
+    memcpy(out + n, service ? "\0\0\x21\0\1" : "\0\0\1\0\1", 5);
     return n + 5;
 }
 
@@ -165,7 +165,7 @@ static void resolve(const struct act *a, char *out, size_t size)
     struct sockaddr_in to = at("198.51.100.1", 53); /* whoever is asked */
     struct dns_question q;
     struct dns_reply reply;
-    size_t n = question(a->to, b + 2);
+    size_t n = question(a->to, a->what == SERVICE, b + 2);
     b[0] = 0;
     b[1] = (uint8_t)n;
     CB_AUTO_FD s = socket(AF_INET, tcp ? SOCK_STREAM : SOCK_DGRAM, 0);
@@ -235,7 +235,7 @@ static const char *inside(struct fixture *f, struct act a)
         for (size_t i = 0; i < n; i++)
             if (setns(fds[i], 0) < 0)
                 _exit(1);
-        if (a.what == RESOLVE || a.what == RESOLVE_TCP)
+        if (a.what <= SERVICE)
             resolve(&a, out, sizeof(out));
         else if (a.what == RAW)
             send_raw(&a, out, sizeof(out));
@@ -390,6 +390,9 @@ static void test_one_steps_hosts_are_not_the_nexts(void **state)
     said(f, 1, "");
     assert_string_equal(inside(f, (struct act){RESOLVE, "good.example", NULL, 0}), "code 3");
     assert_string_equal(inside(f, (struct act){RESOLVE, "other.example", NULL, 0}), FAR);
+    /* a service would name a host that the policy has not: its own is to be taken, silently */
+    assert_string_equal(inside(f, (struct act){SERVICE, "_http._tcp.other.example", NULL, 0}),
+                        "code 3");
     assert_string_equal(inside(f, (struct act){TCP, FAR, GET("other.example"), HTTP_PORT}),
                         GET("other.example"));
     said(f, 0, "name good.example 0.0.0.0 0\ncontact other.example 192.0.2.10 80\n");
@@ -400,6 +403,8 @@ static void test_one_steps_hosts_are_not_the_nexts(void **state)
     assert_string_equal(inside(f, (struct act){TCP, FAR, GET("any.example"), HTTP_PORT}),
                         GET("any.example"));
     assert_string_equal(inside(f, (struct act){UDP, FAR, "two", ECHO_PORT}), "two");
+    assert_string_equal(inside(f, (struct act){SERVICE, "_http._tcp.other.example", NULL, 0}),
+                        FAR); /* passed on as the resolver says it */
     /* as what it was asked for as, not as what it was called */
     said(f, 0, "contact other.example 192.0.2.10 80\ncontact udp other.example 192.0.2.10 7\n");
     take_down(f);
