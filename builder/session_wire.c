@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #define TICK_MS 1000
+#define NOTES_MAX 1000u /* in the answer to one request */
 
 static volatile sig_atomic_t canceled;
 static atomic_int cancel_pipe[2] = {-1, -1};
@@ -115,9 +116,9 @@ static int take_async(struct session *s, const struct reply *r, struct cb_error 
             return sess_untrusted(s, err, "output that belongs nowhere");
         if (s->cb.output && data.len)
             s->cb.output(s->cb.arg, r->step, (int)stream, data.data, data.len);
-    } else if (r->type == FRAME_NOTE && text.data && s->cb.note) {
+    } else if (r->type == FRAME_NOTE && text.data && s->cb.note && s->notes <= NOTES_MAX) {
         CB_AUTO_FREE char *t = sess_text(&text);
-        s->cb.note(s->cb.arg, t);
+        s->cb.note(s->cb.arg, s->notes++ < NOTES_MAX ? t : "more notes are left out");
     } else if (r->type == FRAME_PROBE && text.data) {
         free(s->probe);
         s->probe = sess_text(&text);
@@ -364,6 +365,7 @@ int sess_number(struct session *s, const struct reply *r, enum frame_tag tag, ui
 void sess_begin(struct session *s, struct frame_out *o, enum frame_type type, uint32_t step)
 {
     frame_begin(o, s->out, FRAME_HEAD + FRAME_REQUEST_MAX, type, step);
+    s->notes = 0;
 }
 void sess_put_env(struct frame_out *o, const struct config_pairs *env)
 {

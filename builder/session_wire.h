@@ -20,6 +20,7 @@ struct session {
     uint32_t step;       /* whose output may come */
     uint64_t output_end; /* where the last diff ended */
     bool dead;           /* an error that nothing can follow */
+    unsigned notes;      /* that came since the last request */
     char *probe;         /* what the last probe of a booted image gave; owned */
 };
 

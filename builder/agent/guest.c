@@ -498,10 +498,9 @@ static int build_mode(bool parks, struct fail *f)
     if (!parks && open_host(&c, f) < 0)
         return -1;
     struct fail none;
-    bool groups = groups_mount("/groups", &none) == 0;
-    if (!groups)
+    if (groups_mount("/groups", &none) < 0) /* the build goes on and says that it has none */
         console_say("%s", none.text);
-    struct build_mode m = {.groups = groups ? "/groups" : NULL,
+    struct build_mode m = {.groups = "/groups",
                            .lower = "/lower",
                            .scratch = "/scratch",
                            .output = output,

@@ -233,9 +233,12 @@ static void say_ended(struct init *in, const struct started *s)
 {
     int status = s->job.status;
     size_t at = s->tail_len > 400 ? s->tail_len - 400 : 0;
-    chan_note(&in->up, "%s, which was started, %s %d%s%.*s", s->name,
+    chan_note(&in->up, "%s, which was started, %s %d%s%s%.*s", s->name,
               WIFSIGNALED(status) ? "was killed by signal" : "ended with exit code",
               WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status),
+              s->job.limit == LIMIT_MEMORY      ? ", out of memory"
+              : s->job.limit == LIMIT_PROCESSES ? ", at the limit of processes"
+                                                : "",
               s->tail_len ? "; it said last: " : "", (int)(s->tail_len - at), s->tail + at);
 }
 

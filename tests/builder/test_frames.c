@@ -168,6 +168,33 @@ static void test_a_limit_is_told(void **state)
     guest_release(&g);
 }
 
+/* A guest that goes on saying things fills no log. */
+static void test_notes_have_an_end(void **state)
+{
+    (void)state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct guest g;
+    struct step_result r;
+    guest_init(&g);
+    struct session *s = open_session(&g);
+    for (int round = 0; round < 2; round++) {
+        static uint8_t many[1100 * (FRAME_HEAD + 7)];
+        for (size_t i = 0; i < 1100; i++) {
+            struct frame_out o;
+            frame_begin(&o, many + i * (FRAME_HEAD + 7), FRAME_HEAD + 7, FRAME_NOTE, 0);
+            frame_put_text(&o, TAG_TEXT, "n");
+            assert_false(o.over);
+        }
+        say_bytes(&g, many, sizeof many);
+        say_numbers(&g, FRAME_STEP_DONE, 5, 6, step_done);
+        cb_buf_clear(&g.notes);
+        assert_ok(one_step(s, &r, &err), &err);
+        assert_int_equal(g.notes.len, 1000 * 2 + strlen("more notes are left out\n"));
+    }
+    session_free(s);
+    guest_release(&g);
+}
+
 enum lie {
     LIE_MAGIC,
     LIE_LENGTH,
@@ -441,6 +468,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_answers_reach_the_caller),
         cmocka_unit_test(test_a_limit_is_told),
+        cmocka_unit_test(test_notes_have_an_end),
         cmocka_unit_test(test_a_lying_guest_is_untrusted),
         cmocka_unit_test(test_diffs_lie_where_they_can),
         cmocka_unit_test(test_failures_have_a_class),

@@ -1,6 +1,8 @@
 #include "machine_check.h"
 #include "machine_net.h"
 
+#include "builder/session.h"
+
 #include <arpa/inet.h>
 #include <pthread.h>
 #include <signal.h>
@@ -201,6 +203,27 @@ static void test_start_reports_what_qemu_says(void **state)
                  "/nowhere/at/all: No such file or directory");
 }
 
+static void test_guest_that_never_speaks_is_given_up(void **state)
+{
+    struct place *p = *state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct session *s = NULL;
+    struct session_callbacks cb = {0};
+    struct machine_spec spec = {.mode = MACHINE_BUILD,
+                                .work_dir = p->work,
+                                .agent_path = STUB_AGENT,
+                                .lower = p->lower,
+                                .scratch = p->scratch,
+                                .output = p->output,
+                                .memory_mib = 256,
+                                .cmdline_extra = "stub.mute",
+                                .console_fd = -1};
+    assert_ok(machine_vm.start(&p->settings, &spec, &p->m, &err), &err);
+    assert_fails(session_with(p->m, 300, &cb, &s, &err), &err, CB_E_TIMEOUT,
+                 "wait for the agent: the builder did not answer in time");
+    assert_null(machine_end_text(p->m)); /* it would be there still */
+}
+
 static int refuse(void *arg, struct cb_error *err)
 {
     (void)arg;
@@ -356,6 +379,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_guest_without_network_has_none, place_setup,
                                         place_teardown),
         cmocka_unit_test_setup_teardown(test_start_reports_what_qemu_says, place_setup,
+                                        place_teardown),
+        cmocka_unit_test_setup_teardown(test_guest_that_never_speaks_is_given_up, place_setup,
                                         place_teardown),
         cmocka_unit_test_setup_teardown(test_saved_guest_goes_on_where_it_was, place_setup,
                                         place_teardown),

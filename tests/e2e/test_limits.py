@@ -80,6 +80,11 @@ class Limits:
         self.fails("filler", "head -c 2G /dev/zero > /srv/big", r"ended with exit code 1: the builder's disk \([0-9.]+ MiB\) is full",
                    "disk_full", settings="disk_gb: 1\n")
 
+    def test_a_process_that_ignores_signals_runs_out_of_time(self):
+        deaf = {"type": "shell", "args": ["bash", "-c", "trap '' TERM INT HUP; while :; do sleep 0.2; done"], "timeout": "1s"}
+        got = self.fails("deaf", deaf, r"ran into its time limit of 1 s", "timeout")
+        self.assertLess(got.of("step-end")[-1]["elapsed_ms"], 30000)
+
     def test_a_daemon_that_ignores_signals_is_left_behind(self):
         daemon = ("setsid setsid bash -c 'trap \"\" TERM HUP INT; touch /run/up; sleep 1000' & "
                   "until test -e /run/up; do sleep 0.1; done; echo left")
