@@ -2,6 +2,7 @@
 #include "layers/store_gc.h"
 #include "layers/store_private.h"
 
+#include "schemas/reader.h"
 #include "schemas/reference.h"
 #include "support/cleanup.h"
 #include "support/file.h"
@@ -118,13 +119,6 @@ static int check_name(const char *name, struct cb_error *err)
         name ? name : "");
 }
 
-static int no_template(struct cb_error *err, const char *name)
-{
-    cb_fail(err, CB_E_NOTFOUND, "there is no template %s in this store", name);
-    cb_hint(err, "build it first, or look at CAPSULE_BUILD_HOME");
-    return -(int)CB_E_NOTFOUND;
-}
-
 /* -- versions -- */
 
 static bool parse_version(const char *text, const char *end, uint64_t *v)
@@ -163,6 +157,48 @@ static int list_versions(struct store *s, const char *name, uint64_t **v, size_t
         (*v)[(*n)++] = version;
     }
     return 0;
+}
+
+static int no_template(struct store *s, const char *name, struct cb_error *err)
+{
+    CB_AUTO_STRV names = {0};
+    const char *near = NULL;
+    if (store_template_names(s, &names, NULL) == 0 && names.n > 0)
+        near = nearest_word(name, (const char *const *)names.v);
+    cb_fail(err, CB_E_NOTFOUND, "there is no template %s in this store", name);
+    if (near)
+        cb_hint(err, "did you mean %s?", near);
+    else
+        cb_hint(err, "build it first, or look at CAPSULE_BUILD_HOME");
+    return -(int)CB_E_NOTFOUND;
+}
+
+static int compare_versions(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* The template has no such version, or is not there at all. */
+static int no_version(struct store *s, const char *name, uint64_t version, struct cb_error *err)
+{
+    enum { SHOWN = 8 };
+    CB_AUTO_FREE uint64_t *v = NULL;
+    CB_AUTO_BUF text = CB_BUF_INIT(256);
+    size_t n = 0;
+    if (list_versions(s, name, &v, &n, NULL) < 0 || n == 0)
+        return no_template(s, name, err);
+    qsort(v, n, sizeof(*v), compare_versions);
+    for (size_t i = n > SHOWN ? n - SHOWN : 0; i < n; i++)
+        (void)cb_buf_addf(&text, "%s%llu",
+                          text.len    ? ", "
+                          : n > SHOWN ? "..., "
+                                      : "",
+                          (unsigned long long)v[i]);
+    cb_fail(err, CB_E_NOTFOUND, "template %s has no version %llu", name,
+            (unsigned long long)version);
+    cb_hint(err, "it has %s", text.data);
+    return -(int)CB_E_NOTFOUND;
 }
 
 static int read_pointer(struct store *s, const char *name, uint64_t *version, struct cb_error *err);
@@ -204,11 +240,8 @@ static int load_version(struct store *s, const char *name, uint64_t version,
     CB_AUTO_BUF text = CB_BUF_INIT(0);
     CB_AUTO_ERROR why = CB_ERROR_INIT;
     int rc = store_read(s, rel, &text, &why);
-    if (rc == -(int)CB_E_NOTFOUND) {
-        cb_fail(err, CB_E_NOTFOUND, "template %s has no version %llu", name,
-                (unsigned long long)version);
-        return rc;
-    }
+    if (rc == -(int)CB_E_NOTFOUND)
+        return no_version(s, name, version, err);
     CB_AUTO(manifest) m = NULL;
     if (rc == 0)
         rc = template_manifest_parse(text.data, text.len, &m, &why);
@@ -275,7 +308,7 @@ static int read_pointer(struct store *s, const char *name, uint64_t *version, st
     CB_AUTO_ERROR why = CB_ERROR_INIT;
     int rc = store_read(s, rel, &text, &why);
     if (rc == -(int)CB_E_NOTFOUND)
-        return no_template(err, name);
+        return no_template(s, name, err);
     if (rc < 0)
         return cb_error_move(err, &why);
     json_auto_t *doc = json_loadb(text.data, text.len, JSON_REJECT_DUPLICATES, NULL);
@@ -302,12 +335,6 @@ static int write_key(struct store *s, const struct template_manifest *m, struct 
     CB_AUTO_FREE char *rel = key_rel(m->name, &m->template_key);
     CB_AUTO_FREE char *text = cb_xasprintf("%llu\n", (unsigned long long)m->version);
     return store_replace(s, rel, text, strlen(text), err);
-}
-
-static int compare_versions(const void *a, const void *b)
-{
-    const uint64_t *x = a, *y = b;
-    return *x < *y ? -1 : *x > *y;
 }
 
 /* Makes the lookup anew when it is gone, and adds the newest version when a crash came between the
@@ -444,7 +471,7 @@ static int find_version(struct store *s, const char *name, const struct cb_diges
 {
     CB_AUTO_FREE char *folder = cb_xasprintf("templates/%s", name);
     if (faccessat(s->root, folder, F_OK, 0) < 0)
-        return no_template(err, name);
+        return no_template(s, name, err);
     uint64_t version = look_up_key(s, name, template_key);
     if (version == 0) { /* also after a crash between a version and its lookup */
         CB_AUTO_FD lock = lock_template(s, name, err);
@@ -579,8 +606,7 @@ static int remove_version(struct store *s, const char *name, uint64_t version, s
         newest = newest && v[i] <= version;
     }
     if (rc == 0 && !there)
-        return cb_fail(err, CB_E_NOTFOUND, "template %s has no version %llu", name,
-                       (unsigned long long)version);
+        return no_version(s, name, version, err);
     if (rc == 0 && version == current) {
         cb_fail(err, CB_E_CONFLICT, "version %llu of %s is the one in use",
                 (unsigned long long)version, name);
@@ -606,7 +632,7 @@ int store_template_remove(struct store *s, const char *name, uint64_t version, s
     CB_AUTO_FREE char *folder = cb_xasprintf("templates/%s", name);
     if (faccessat(s->root, folder, F_OK, 0) < 0) {
         if (!image_ref_is_builtin(name))
-            return no_template(err, name);
+            return no_template(s, name, err);
         return cb_fail(err, CB_E_CONFLICT, "%s is built in and cannot be removed", name);
     }
     return version ? remove_version(s, name, version, err) : remove_template(s, name, err);

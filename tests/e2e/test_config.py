@@ -132,8 +132,8 @@ class GoodConfig(E2E):
         self.ends(self.home.run("builds", "nobody"), 0, r"no builds of nobody")
 
     def test_names_with_versions_and_options_that_exclude_each_other(self):
-        for args, text in ((("show", "nobody:3"), r"template nobody has no version 3"),
-                           (("boot", "nobody:3", "--once"), r"template nobody has no version 3")):
+        for args, text in ((("show", "nobody:3"), r"there is no template nobody"),
+                           (("boot", "nobody:3", "--once"), r"there is no template nobody")):
             self.ends(self.home.run(*args), 1, text)
         for args, text in ((("show", "nobody:0"), r"not NAME or NAME:VERSION"),
                            (("boot", "nobody:3", "--version", "2", "--once"), r"two versions"),

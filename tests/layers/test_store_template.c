@@ -1,6 +1,7 @@
 #include "check.h"
 
 #include "layers/store.h"
+#include "layers/store_gc.h"
 #include "store_check.h"
 
 #include <fcntl.h>
@@ -56,6 +57,36 @@ static uint64_t version_of(struct store *s, const char *name)
     CB_AUTO(manifest) m = NULL;
     assert_ok(store_template_get(s, name, 0, &m, &err), &err);
     return m->version;
+}
+
+static void test_what_was_probably_meant(void **state)
+{
+    struct store_fixture *f = *state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    CB_AUTO(manifest) none = NULL;
+    CB_AUTO(manifest) m = make_manifest(f->store, "hello", 1);
+    for (int v = 1; v <= 2; v++)
+        assert_ok(store_template_publish(f->store, m, true, &err), &err);
+    static const struct {
+        const char *name;
+        uint64_t version;
+        const char *text, *hint;
+    } cases[] = {
+        {"helo", 0, "there is no template helo in this store", "did you mean hello?"},
+        {"helo", 3, "there is no template helo in this store", "did you mean hello?"},
+        {"xyz", 0, "there is no template xyz", "build it first, or look at CAPSULE_BUILD_HOME"},
+        {"hello", 3, "template hello has no version 3", "it has 1, 2"},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        int rc = store_template_get(f->store, cases[i].name, cases[i].version, &none, &err);
+        assert_string_equal(err.hint, cases[i].hint);
+        assert_fails(rc, &err, CB_E_NOTFOUND, cases[i].text);
+    }
+    for (int v = 3; v <= 10; v++)
+        assert_ok(store_template_publish(f->store, m, true, &err), &err);
+    int rc = store_template_remove(f->store, "hello", 99, &err);
+    assert_string_equal(err.hint, "it has ..., 3, 4, 5, 6, 7, 8, 9, 10");
+    assert_fails(rc, &err, CB_E_NOTFOUND, "template hello has no version 99");
 }
 
 static void test_versions_count_up(void **state)
@@ -405,6 +436,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         test_in_store(test_versions_count_up),
+        test_in_store(test_what_was_probably_meant),
         test_in_store(test_names),
         test_in_store(test_publish_needs_all_parts),
         test_in_store(test_find_by_key),
