@@ -74,6 +74,7 @@ void build_release(struct build *b)
             layer_blob_release(&b->layers[i].diff);
         drive_images_free(b->layers[i].drives, b->layers[i].n_drives);
         cb_strv_release(&b->layers[i].hosts);
+        refresh_release(&b->layers[i]);
     }
     free(b->layers);
     cache_key_release(&b->task_key);
@@ -154,6 +155,8 @@ static int up_to_date(struct build *b, struct build_result *out, struct cb_error
 static int build_steps(struct build *b, struct build_result *out, struct cb_error *err)
 {
     int rc = build_refuse(b->c, err);
+    if (rc == 0)
+        rc = build_refuse_refresh(b->o, b->c, err);
     if (rc < 0)
         return rc;
     if ((rc = documents_check_key(b->settings, err)) < 0)
@@ -162,6 +165,7 @@ static int build_steps(struct build *b, struct build_result *out, struct cb_erro
     if ((rc = build_plan(b, err)) < 0)
         return rc;
     plan_say_why(b);
+    refresh_say(b);
     if (b->published)
         return up_to_date(b, out, err);
     if ((rc = build_layers(b, err)) < 0)

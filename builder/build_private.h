@@ -13,15 +13,25 @@
 /* One layer of the config on its way through a build. */
 struct build_layer {
     const struct layer *declared; /* borrowed from the config */
-    struct cache_key key;
-    bool cached; /* the diff was there before this build */
-    bool remade; /* one was there and does not fit what is below it now */
+    struct cache_key key;         /* of its result */
+    struct cb_digest record;      /* what that is kept under: the key that the config gives it */
+    bool cached;                  /* the diff was there before this build */
+    bool remade;                  /* one was there and does not fit what is below it now */
     bool have_diff;
     struct layer_blob diff;     /* owned when have_diff */
     struct drive_image *drives; /* owned: those that its commands fill, when have_diff */
     size_t n_drives;
     bool watched;         /* `hosts` is all that its commands talked to */
     struct cb_strv hosts; /* "pypi.org:443/tcp", sorted */
+    uint32_t refreshes;   /* of the result */
+    bool refresh;         /* its refresh_commands run, on `previous`; builder/refresh.c */
+    struct refresh_from {
+        struct layer_blob diff;
+        struct drive_image *drives;
+        size_t n_drives;
+        bool watched;
+        struct cb_strv hosts;
+    } previous; /* owned */
 };
 
 struct build {
@@ -99,8 +109,20 @@ void plan_say_why(struct build *b);
 /* What stands when the first @n layers are done: the base image and their diffs as they are. Two
  * runs of one layer may differ; a diff fits only what it was made on. */
 void build_content(const struct build *b, size_t n, struct cb_digest *out);
-/* The commands that bring a layer about, those of its drives among them. */
-size_t layer_steps(const struct layer *l);
+/* The commands that bring a layer about, those of its drives among them; or that refresh it. */
+size_t layer_steps(const struct build_layer *l);
+
+/* builder/refresh.c. Layer @i was found in the cache with its result: 1 when it is to be refreshed,
+ * and what was found is what its refresh_commands run on. */
+int refresh_layer(struct build *b, size_t i);
+/* Is a layer, is this layer, to be refreshed? */
+bool refresh_any(const struct build *b);
+bool refresh_asked(const struct build *b, const struct layer *l);
+void refresh_release(struct build_layer *l);
+/* Whom the layer's commands talked to is whom those before did, and these. */
+void refresh_hosts(struct build_layer *l);
+/* Says which layers were to be refreshed and begin anew. */
+void refresh_say(struct build *b);
 /* One line for a command: its name, its script's first line, or its argv. Owned. */
 char *command_title(const struct command *cmd);
 

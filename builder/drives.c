@@ -54,20 +54,64 @@ static int make_file(const char *path, const struct drive *d, struct cb_error *e
 
 /* ---- builds ---- */
 
-int drives_make(struct build *b, size_t first, struct drive_disks *out, struct cb_error *err)
+/* A copy of what the drive was. What a virtual machine wrote is a stranger's bytes, which the
+ * kernel of this machine does not look into; a container would have it do that. */
+static int copy_drive(struct build *b, const struct drive_image *d,
+                      const struct machine_driver *driver, const char *path, struct cb_error *err)
+{
+    CB_AUTO_FREE char *image = NULL;
+    if (driver == &machine_container && (!d->made_in || strcmp(d->made_in, driver->name) != 0)) {
+        cb_fail(err, CB_E_ENV,
+                "drive %s was written by a virtual machine, and a container would have this "
+                "machine's kernel mount it",
+                d->drive_id);
+        return cb_hint(err, "refresh it with --isolation vm");
+    }
+    int rc = store_image_path(b->store, &d->image, &image, err);
+    if (rc < 0)
+        return cb_wrap(err, "drive %s", d->drive_id);
+    CB_AUTO_FD from = open(image, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    CB_AUTO_FD to = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (from < 0 || to < 0)
+        return cb_fail_sys(err, errno, "open %s", from < 0 ? image : path);
+    return cb_clone_file(from, to, err);
+}
+
+int drives_make(struct build *b, size_t first, const struct machine_driver *driver,
+                struct drive_disks *out, struct cb_error *err)
 {
     for (size_t i = first; i < b->n_layers; i++) {
         const struct layer *l = b->layers[i].declared;
+        const struct drive_image *previous = b->layers[i].previous.drives;
         for (size_t j = 0; j < l->n_drives; j++) {
             if (!l->drives[j].commands.n)
                 continue;
             add_disk(out, cb_xasprintf("%s/drive-%zu.ext4", b->o->work_dir, out->n), false);
-            int rc = make_file(out->v[out->n - 1].path, &l->drives[j], err);
+            const char *path = out->v[out->n - 1].path;
+            int rc = b->layers[i].refresh ? copy_drive(b, previous++, driver, path, err)
+                                          : make_file(path, &l->drives[j], err);
             if (rc < 0)
                 return rc;
         }
     }
     return 0;
+}
+
+int drives_mount(struct talk *t, const struct layer *l, struct cb_error *err)
+{
+    CB_AUTO_STRV paths = {0};
+    for (size_t i = 0; i < l->n_drives; i++)
+        if (l->drives[i].commands.n)
+            cb_strv_take(&paths, drive_mount_path(&l->drives[i]));
+    if (!paths.n)
+        return 0;
+    int rc = session_drives(t->s, t->drives.next, &paths, t->state.now.user, err);
+    if (rc < 0) {
+        cb_wrap(err, "layer %s", l->name);
+        return talk_explain(t, err);
+    }
+    rc = run_starts_again(t, l, err);
+    return rc < 0 ? rc : 1;
 }
 
 static int run_drive(struct talk *t, const struct layer *l, const struct drive *d,
@@ -84,21 +128,12 @@ static int run_drive(struct talk *t, const struct layer *l, const struct drive *
 
 int drives_fill(struct talk *t, const struct layer *l, struct cb_error *err)
 {
-    CB_AUTO_STRV paths = {0};
-    for (size_t i = 0; i < l->n_drives; i++)
-        if (l->drives[i].commands.n)
-            cb_strv_take(&paths, drive_mount_path(&l->drives[i]));
-    if (!paths.n)
-        return 0;
-    int rc = session_drives(t->s, t->drives.next, &paths, t->state.now.user, err);
-    if (rc < 0) {
-        cb_wrap(err, "layer %s", l->name);
-        return talk_explain(t, err);
+    int rc = drives_mount(t, l, err);
+    for (size_t i = 0; i < l->n_drives && rc > 0; i++) {
+        int ran = run_drive(t, l, &l->drives[i], err);
+        rc = ran < 0 ? ran : rc;
     }
-    rc = run_starts_again(t, l, err);
-    for (size_t i = 0; i < l->n_drives && rc >= 0; i++)
-        rc = run_drive(t, l, &l->drives[i], err);
-    return rc;
+    return rc < 0 ? rc : 0;
 }
 
 /* The agent left a file system that is ours and complete; what is in it is not looked at. */

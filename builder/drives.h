@@ -21,8 +21,14 @@ struct drive_disks {
 };
 void drive_disks_release(struct drive_disks *d);
 
-/* Empty ones for all drives with commands of the layers from @first on, in the work folder. */
-int drives_make(struct build *b, size_t first, struct drive_disks *out, struct cb_error *err);
+/* For all drives with commands of the layers from @first on, in the work folder: empty ones, or
+ * copies of what a layer that is refreshed had. -CB_E_ENV when @driver is not to have one of those.
+ */
+int drives_make(struct build *b, size_t first, const struct machine_driver *driver,
+                struct drive_disks *out, struct cb_error *err);
+/* Mounts the drives of layer @l that have commands: 1, and what commands of type start keep runs
+ * again; 0 when there are none. */
+int drives_mount(struct talk *t, const struct layer *l, struct cb_error *err);
 /* Runs the commands of the drives of layer @l, which has run its own. */
 int drives_fill(struct talk *t, const struct layer *l, struct cb_error *err);
 /* After the layer's end: stores what is on its drives, and says so in @l. */

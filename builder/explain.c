@@ -25,6 +25,7 @@ static const struct input {
     {"user", "user", NULL},
     {"workdir", "workdir", NULL},
     {"runner_user", "runner_user", NULL},
+    {"refreshed", "what it was refreshed from", "refreshed:"},
     {"secret_versions", "secrets", "version of secret"},
     {"start_command", "start_command", "start_command:"},
     {"boot_commands", "init_commands", "init command"},

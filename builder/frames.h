@@ -40,7 +40,7 @@ enum frame_type {
     /* host to guest */
     FRAME_SETUP =
         1, /* HOSTNAME, ENV..., USER, WORKDIR, RUNNER, DNS, TIME, LOWER, SCRATCH, OUTPUT */
-    FRAME_LAYER_BEGIN, /* NAME, ENV..., WORKDIR, USER */
+    FRAME_LAYER_BEGIN, /* NAME, ENV..., WORKDIR, USER, PREVIOUS */
     FRAME_STEP, /* SCRIPT or ARG..., ROOT, ENV..., WORKDIR, USER, TIMEOUT, MEMORY, CPUS, FILE... */
     FRAME_LAYER_END,
     FRAME_SHUTDOWN,
@@ -126,8 +126,9 @@ enum frame_tag {
     TAG_COPY_END,    /* nothing follows */
     TAG_DRIVE = 140, /* which of the machine's drives, from 0; its DRIVE_PATH follows */
     TAG_DRIVE_PATH = 141,
-    TAG_NONCE = 170,   /* FRAME_NONCE_LEN bytes */
-    TAG_ENTROPY = 171, /* FRAME_ENTROPY_LEN bytes for the random number generator */
+    TAG_PREVIOUS = 142, /* a folder of the scratch disk: what the layer's commands left before */
+    TAG_NONCE = 170,    /* FRAME_NONCE_LEN bytes */
+    TAG_ENTROPY = 171,  /* FRAME_ENTROPY_LEN bytes for the random number generator */
     TAG_STACK = 190, /* SETUP: the scratch disk was used before, and has so many finished layers */
     TAG_ROWS = 191,  /* of a terminal */
     TAG_COLS = 192,

@@ -56,8 +56,7 @@ static json_t *layers_json(const struct build *b, bool explain)
         put_digest(o, "declared", &declared[i + 1], true);
         put_digest(o, "key", &l->key.digest, l->key.inputs != NULL);
         (void)json_object_set_new(o, "cached", json_boolean(l->cached));
-        (void)json_object_set_new(o, "commands",
-                                  json_integer((json_int_t)layer_steps(l->declared)));
+        (void)json_object_set_new(o, "commands", json_integer((json_int_t)layer_steps(l)));
         if (l->declared->n_context)
             (void)json_object_set_new(o, "context", contents_json(b, i));
         json_t *copies = contents_copies_json(b, i);
@@ -149,6 +148,9 @@ int build_look(const struct workload_config *c, struct settings *settings,
 {
     if (!c->base_image)
         return build_refuse(c, err);
+    int asked = build_refuse_refresh(o, c, err);
+    if (asked < 0)
+        return asked;
     json_auto_t *warnings = json_array();
     CB_AUTO_ERROR refused = CB_ERROR_INIT;
     if (build_refuse(c, &refused) < 0)

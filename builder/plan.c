@@ -51,11 +51,14 @@ char *command_title(const struct command *cmd)
     return cb_buf_take(&b);
 }
 
-size_t layer_steps(const struct layer *l)
+size_t layer_steps(const struct build_layer *l)
 {
-    size_t n = l->init_commands.n;
-    for (size_t i = 0; i < l->n_drives; i++)
-        n += l->drives[i].commands.n;
+    const struct layer *d = l->declared;
+    if (l->refresh)
+        return d->refresh_commands.n;
+    size_t n = d->init_commands.n;
+    for (size_t i = 0; i < d->n_drives; i++)
+        n += d->drives[i].commands.n;
     return n;
 }
 
@@ -260,13 +263,19 @@ void build_content(const struct build *b, size_t n, struct cb_digest *out)
     }
 }
 
+static void replace(char **to, char *taken)
+{
+    free(*to);
+    *to = taken;
+}
+
 /* Takes the diff that was kept for layer @i: 1, or 0 when there is none that fits. */
 static int take_cached(struct build *b, size_t i, struct cb_error *err)
 {
     struct build_layer *l = &b->layers[i];
     struct cache_record rec;
     CB_AUTO_ERROR miss = CB_ERROR_INIT;
-    if (store_cache_get(b->store, &l->key.digest, &rec, &miss) < 0) {
+    if (store_cache_get(b->store, &l->record, &rec, &miss) < 0) {
         if (miss.code != CB_E_NOTFOUND && miss.code != CB_E_CORRUPT)
             return cb_error_move(err, &miss);
         if (miss.code == CB_E_CORRUPT)
@@ -288,6 +297,11 @@ static int take_cached(struct build *b, size_t i, struct cb_error *err)
         l->hosts = rec.hosts;
         rec.hosts = (struct cb_strv){0};
         l->have_diff = l->cached = true;
+        l->refreshes = rec.refreshes;
+        if (rec.refreshes) { /* by refreshes it became another one */
+            replace(&l->key.inputs, cb_xstrdup(rec.inputs));
+            l->key.digest = rec.refreshed;
+        }
     } else {
         l->remade = true;
     }
@@ -313,10 +327,13 @@ static int find_cached(struct build *b, struct cb_error *err)
             return 0; /* then nothing of it and above is */
         contents_of_layer(b, i, &in);
         keys_cache_layer(b->c, l->declared, &in, parent, &l->key);
+        l->record = l->key.digest;
         parent = &l->key.digest;
         /* what stands above a missing layer will stand on something new */
         if (usable && (usable = take_cached(b, i, err)) < 0)
             return usable;
+        if (usable && refresh_layer(b, i))
+            usable = 0;
     }
     return 0;
 }
@@ -338,7 +355,7 @@ json_t *build_lock(const struct build *b)
  * would be. */
 static int find_published(struct build *b, struct cb_error *err)
 {
-    if (b->o->force || b->o->clean)
+    if (b->o->force || b->o->clean || refresh_any(b))
         return 0;
     CB_AUTO_ERROR miss = CB_ERROR_INIT;
     struct template_manifest *m = NULL;
@@ -365,7 +382,7 @@ static size_t count_steps(struct build *b)
     size_t cached = 0;
     for (size_t i = 0; i < b->n_layers; i++) {
         const struct build_layer *l = &b->layers[i];
-        total += layer_steps(l->declared) + (l->cached ? 0 : l->declared->n_context);
+        total += layer_steps(l) + (l->cached ? 0 : l->declared->n_context);
         cached += l->cached;
     }
     if (cached == b->n_layers)
@@ -384,7 +401,7 @@ static void say_plan(struct build *b)
     char hex[CB_HEX_LEN + 1];
     for (size_t i = 0; i < b->n_layers; i++) {
         const struct build_layer *l = &b->layers[i];
-        size_t steps = layer_steps(l->declared);
+        size_t steps = layer_steps(l);
         cb_digest_hex(&l->key.digest, hex);
         json_array_append_new(layers,
                               json_pack("{s:s, s:s, s:b, s:I}", "name", l->declared->name, "key",
@@ -493,6 +510,8 @@ char *plan_why(const struct build *b, size_t i, json_t *last, json_t *now)
 {
     if (by_option(b))
         return cb_xstrdup(by_option(b));
+    if (b->layers[i].refresh)
+        return cb_xstrdup("--refresh");
     char *text = explain_layer(last, now, i);
     if (text)
         return text;

@@ -155,6 +155,37 @@ static json_t *texts(const struct cb_strv *v)
     return list;
 }
 
+static json_t *command_words(const struct commands *cmds)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < cmds->n; i++) {
+        const struct command *c = &cmds->v[i];
+        json_t *argv = c->script ? json_string(c->script) : json_array();
+        for (size_t k = 0; !c->script && k < c->args.n; k++)
+            (void)json_array_append_new(argv, json_string(c->args.v[k]));
+        (void)json_array_append_new(list, argv);
+    }
+    return list;
+}
+
+/* The drives that the layer's commands filled. */
+static json_t *drives(const struct build_layer *l)
+{
+    json_t *list = json_array();
+    size_t filled = 0;
+    for (size_t i = 0; i < l->declared->n_drives; i++) {
+        const struct drive *d = &l->declared->drives[i];
+        char digest[CB_DIGEST_LEN + 1];
+        if (!d->commands.n)
+            continue;
+        cb_digest_text(&l->drives[filled++].image, digest);
+        (void)json_array_append_new(list,
+                                    json_pack("{s:s, s:s, s:o}", "drive_id", d->drive_id, "image",
+                                              digest, "commands", command_words(&d->commands)));
+    }
+    return list;
+}
+
 /* The layers as they went into the image, each with what its commands left. */
 static json_t *layers(const struct build *b)
 {
@@ -164,23 +195,18 @@ static json_t *layers(const struct build *b)
         const struct build_layer *l = &b->layers[i];
         cb_digest_text(&l->diff.diff_id, diff_id);
         cb_digest_text(&l->key.digest, key);
-        json_t *commands = json_array();
-        for (size_t j = 0; j < l->declared->init_commands.n; j++) {
-            const struct command *c = &l->declared->init_commands.v[j];
-            json_t *argv = json_array();
-            for (size_t k = 0; k < c->args.n; k++)
-                (void)json_array_append_new(argv, json_string(c->args.v[k]));
-            if (c->script) {
-                json_decref(argv);
-                argv = json_string(c->script);
-            }
-            (void)json_array_append_new(commands, argv);
+        json_t *o = json_pack("{s:s, s:s, s:s, s:b, s:o}", "name", l->declared->name, "cache_key",
+                              key, "diff_id", diff_id, "cached", (int)l->cached, "commands",
+                              command_words(&l->declared->init_commands));
+        if (l->refreshes) {
+            (void)json_object_set_new(o, "refreshes", json_integer(l->refreshes));
+            (void)json_object_set_new(o, "refresh_commands",
+                                      command_words(&l->declared->refresh_commands));
         }
-        json_t *o =
-            json_pack("{s:s, s:s, s:s, s:b, s:o}", "name", l->declared->name, "cache_key", key,
-                      "diff_id", diff_id, "cached", (int)l->cached, "commands", commands);
         if (o && l->watched)
             (void)json_object_set_new(o, "hosts", texts(&l->hosts));
+        if (l->n_drives)
+            (void)json_object_set_new(o, "drives", drives(l));
         (void)json_array_append_new(list, o);
     }
     return list;

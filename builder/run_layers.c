@@ -236,6 +236,17 @@ static void command_env(const struct build *b, struct cb_strv *env)
         cb_strv_add(env, image->v[i]);
 }
 
+/* A layer that is refreshed finds what it left in a folder of the scratch disk. There is one at
+ * most: what stands above it is made anew. */
+#define PREVIOUS_FOLDER "p0"
+static int make_scratch(const struct build *b, size_t first, const char *path, struct cb_error *err)
+{
+    const struct build_layer *l = &b->layers[first];
+    return l->refresh ? ext4_make_upper(b->store, &l->previous.diff, PREVIOUS_FOLDER, path,
+                                        scratch_bytes(b), "scratch", err)
+                      : ext4_make_empty(path, scratch_bytes(b), "scratch", err);
+}
+
 int talk_start(struct talk *t, size_t first, const char *lower, struct cb_error *err)
 {
     struct build *b = t->b;
@@ -252,12 +263,12 @@ int talk_start(struct talk *t, size_t first, const char *lower, struct cb_error 
     CB_AUTO_FREE char *scratch = cb_xasprintf("%s/scratch.ext4", b->o->work_dir);
     CB_AUTO_FREE char *output = cb_xasprintf("%s/output.raw", b->o->work_dir);
     rc = t->kept ? kept_copy_scratch(b->settings->home, t->kept_id, scratch, err)
-                 : ext4_make_empty(scratch, scratch_bytes(b), "scratch", err);
+                 : make_scratch(b, first, scratch, err);
     if (rc < 0)
         return rc;
     if ((rc = make_sparse(output, output_bytes, &t->output_fd, err)) < 0)
         return rc;
-    if ((rc = drives_make(b, first, &t->drives, err)) < 0)
+    if ((rc = drives_make(b, first, driver, &t->drives, err)) < 0)
         return rc;
     CB_AUTO_FREE char *title = cb_xasprintf("start the %s", driver->name);
     emit_step_start(&b->em, PHASE_PRE_BUILD, NULL, title);
@@ -327,6 +338,8 @@ static int take_diff(struct talk *t, struct build_layer *l, struct cb_error *err
         return cb_wrap(err, "layer %s", l->declared->name);
     l->have_diff = true;
     l->watched = egress_take_hosts(b->egress, &l->hosts) || config_without_network(b->c);
+    if (l->refresh)
+        refresh_hosts(l);
     if ((rc = drives_keep(t, l, err)) < 0)
         return rc;
     struct cache_record rec = {.layer_name = l->declared->name,
@@ -334,11 +347,14 @@ static int take_diff(struct talk *t, struct build_layer *l, struct cb_error *err
                                .diff = l->diff,
                                .drives = l->drives,
                                .n_drives = l->n_drives,
+                               .refreshes = l->refreshes,
                                .created_ms = cb_now_ms(),
                                .watched = l->watched,
                                .hosts = l->hosts};
     build_content(b, (size_t)(l - b->layers), &rec.below);
-    if ((rc = store_cache_put(b->store, &l->key.digest, &rec, err)) < 0)
+    if (l->refreshes)
+        rec.refreshed = l->key.digest;
+    if ((rc = store_cache_put(b->store, &l->record, &rec, err)) < 0)
         return rc;
     char tar[32], blob[32];
     cb_human_bytes(d.length, tar, sizeof(tar));
@@ -348,6 +364,37 @@ static int take_diff(struct talk *t, struct build_layer *l, struct cb_error *err
               tar, blob);
     emit_step_end(&b->em, 0, NULL);
     return 0;
+}
+
+/* What the layer's init_commands set and started holds for its refresh_commands. */
+static int run_refresh(struct talk *t, const struct build_layer *l, struct cb_error *err)
+{
+    const struct layer *d = l->declared;
+    for (size_t i = 0; i < d->init_commands.n; i++)
+        build_state_command(&t->state, &d->init_commands.v[i]);
+    int rc = drives_mount(t, d, err);
+    if (rc == 0) /* else it was done there */
+        rc = run_starts_again(t, d, err);
+    t->commands = &d->refresh_commands;
+    for (size_t i = 0; rc >= 0 && i < t->commands->n; i++)
+        rc = run_command(t, d, i, err);
+    return rc;
+}
+
+/* From command @from on, with what is before them in the layer unless it is there already. */
+static int run_commands(struct talk *t, const struct build_layer *l, size_t from, bool resumed,
+                        struct cb_error *err)
+{
+    int rc = run_starts_again(t, l->declared, err);
+    if (rc >= 0 && !resumed)
+        rc = run_contexts(t, l, err);
+    t->commands = &l->declared->init_commands;
+    for (size_t i = from; rc >= 0 && i < t->commands->n; i++) {
+        t->at = (struct place){true, (size_t)(l - t->b->layers), i};
+        rc = run_command(t, l->declared, i, err);
+        t->at.in_command = rc < 0;
+    }
+    return rc < 0 ? rc : drives_fill(t, l->declared, err);
 }
 
 /* @kept: it goes on from there, its files from outside and earlier commands are there; or NULL. */
@@ -361,25 +408,15 @@ static int run_layer(struct talk *t, struct build_layer *l, const struct kept_st
         build_state_command(&t->state, &l->declared->init_commands.v[i]);
         emit_step_cached(&t->b->em, PHASE_RECIPE, l->declared->name, title);
     }
-    struct guest_layer g = {.name = l->declared->name};
+    struct guest_layer g = {.name = l->declared->name,
+                            .previous = l->refresh ? PREVIOUS_FOLDER : NULL};
     int rc = session_layer_begin(t->s, &g, err);
     if (rc < 0) {
         cb_wrap(err, "layer %s: begin", l->declared->name);
         return talk_explain(t, err);
     }
-    if ((rc = run_starts_again(t, l->declared, err)) < 0 ||
-        (!kept && (rc = run_contexts(t, l, err)) < 0))
-        return rc;
-    t->commands = &l->declared->init_commands;
-    for (size_t i = from; i < t->commands->n; i++) {
-        t->at = (struct place){true, (size_t)(l - t->b->layers), i};
-        if ((rc = run_command(t, l->declared, i, err)) < 0)
-            return rc;
-        t->at.in_command = false;
-    }
-    if ((rc = drives_fill(t, l->declared, err)) < 0)
-        return rc;
-    return take_diff(t, l, err);
+    rc = l->refresh ? run_refresh(t, l, err) : run_commands(t, l, from, kept != NULL, err);
+    return rc < 0 ? rc : take_diff(t, l, err);
 }
 
 static void say_cached(struct build *b, const struct layer *l, const struct commands *c)

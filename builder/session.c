@@ -201,6 +201,7 @@ int session_layer_begin(struct session *s, const struct guest_layer *l, struct c
     struct frame_out o;
     sess_begin(s, &o, FRAME_LAYER_BEGIN, 0);
     frame_put_text(&o, TAG_NAME, l->name);
+    frame_put_text(&o, TAG_PREVIOUS, l->previous);
     sess_put_env(&o, l->env);
     frame_put_text(&o, TAG_WORKDIR, l->workdir);
     frame_put_text(&o, TAG_USER, l->user);

@@ -76,6 +76,8 @@ int session_setup(struct session *s, const struct guest_setup *g, struct cb_erro
 
 struct guest_layer {
     const char *name;
+    const char *previous; /* a folder of the scratch disk with the layer's result (an upper), which
+                           * its commands go on from and which is used up; NULL: they begin anew */
     const struct config_pairs *env; /* or NULL */
     const char *workdir, *user;     /* or NULL: from the setup */
 };

@@ -136,8 +136,11 @@ static int submit(const struct cli_args *a, struct settings *s, const struct wor
                               .boot_timeout_ms = a->boot_timeout_ms,
                               .isolation = (enum isolation)isolation_from_name(s->isolation),
                               .pull = (enum pull_policy)pull_from_name(s->pull)};
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    for (size_t i = 0; i < a->refresh.n; i++)
+        cb_strv_add(&o.refresh, a->refresh.v[i]);
     build_options_place(&o, c);
-    int rc = cli_run_build(a, s, c, q, &o);
+    int rc = build_refuse_refresh(&o, c, &err) < 0 ? cli_fail(&err) : cli_run_build(a, s, c, q, &o);
     build_options_release(&o);
     return rc;
 }

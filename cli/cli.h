@@ -27,6 +27,7 @@ struct cli_args {
     struct cb_strv words; /* positional arguments */
     const char *config_file;
     struct cb_strv mirrors;
+    struct cb_strv refresh;
     const char *kernel;
     const char *isolation, *pull;
     enum progress_mode progress;

@@ -38,6 +38,7 @@ enum {
     OPT_VERSION,
     OPT_EXPLAIN,
     OPT_LOCKED,
+    OPT_REFRESH,
     OPT_MAX_BYTES,
     OPT_KEEP,
     OPT_MIN_AGE,
@@ -82,6 +83,7 @@ static const struct option build_options[] = {
     {"boot-timeout", required_argument, NULL, OPT_BOOT_TIMEOUT},
     {"allow-unknown", no_argument, NULL, OPT_ALLOW_UNKNOWN},
     {"locked", no_argument, NULL, OPT_LOCKED},
+    {"refresh", required_argument, NULL, OPT_REFRESH},
     END_OPTIONS,
 };
 static const struct option resume_options[] = {
@@ -97,6 +99,7 @@ static const struct option plan_options[] = {
     {"pull", required_argument, NULL, OPT_PULL},
     {"allow-unknown", no_argument, NULL, OPT_ALLOW_UNKNOWN},
     {"locked", no_argument, NULL, OPT_LOCKED},
+    {"refresh", required_argument, NULL, OPT_REFRESH},
     {"force", no_argument, NULL, OPT_FORCE},
     {"clean", no_argument, NULL, OPT_CLEAN},
     {"no-boot-check", no_argument, NULL, OPT_NO_BOOT_CHECK},
@@ -236,6 +239,8 @@ static void print_help(FILE *out)
         "\nBuilding:\n"
         "  --isolation vm|container|auto    where commands run (auto)\n"
         "  --pull always|missing|never      when a registry is asked what a tag is (always)\n"
+        "  --refresh LAYER                  run its refresh_commands on what it left (may be "
+        "repeated)\n"
         "  --force                          run all layers, whatever is cached\n"
         "  --clean                          the same, and make the base image anew\n"
         "  --no-boot-check                  publish without booting it once\n"
@@ -426,6 +431,7 @@ static int set_option(struct cli_args *a, int opt, const char *value)
     case OPT_VERIFY_SIGNATURE: a->verify_key = value; return 0;
     case OPT_EXPLAIN: a->explain = true; return 0;
     case OPT_LOCKED: a->locked = true; return 0;
+    case OPT_REFRESH: cb_strv_add(&a->refresh, value); return 0;
     case OPT_ONCE: a->once = true; return 0;
     case OPT_WARM: a->warm = true; return 0;
     case OPT_FORWARD: return add_forward(a, value);
@@ -524,6 +530,7 @@ static int run(const struct subcommand *sc, int argc, char **argv)
     }
     cb_strv_release(&a.words);
     cb_strv_release(&a.mirrors);
+    cb_strv_release(&a.refresh);
     return rc;
 }
 

@@ -122,3 +122,17 @@ int xattrs_end(struct xattrs *x, int rc, struct cb_error *err)
     (void)ext2fs_xattrs_close(&x->handle);
     return rc < 0 ? rc : writer_get_inode(x->w, x->ino, x->in, err);
 }
+
+int xattr_mark(struct writer *w, uint32_t ino, const char *name, const char *value,
+               struct cb_error *err)
+{
+    struct ext2_xattr_handle *h = NULL;
+    errcode_t failed = ext2fs_xattrs_open(w->fs, ino, &h);
+    if (!failed)
+        failed = ext2fs_xattrs_read(h);
+    if (!failed)
+        failed = ext2fs_xattr_set(h, name, value, strlen(value));
+    if (h)
+        (void)ext2fs_xattrs_close(&h);
+    return fs_done(w, failed, "mark an inode", err);
+}

@@ -25,5 +25,9 @@ int xattrs_begin(struct xattrs *x, struct writer *w, uint32_t ino, union inode *
  */
 int xattrs_add(struct xattrs *x, const char *name, const void *value, size_t len,
                struct cb_error *err);
+/* Gives an inode that was put one more attribute, whoever it belongs to; what it has stays. For
+ * marks of our own. */
+int xattr_mark(struct writer *w, uint32_t ino, const char *name, const char *value,
+               struct cb_error *err);
 /* The inode has them; it must be put again when it changes. @rc: of what came before. */
 int xattrs_end(struct xattrs *x, int rc, struct cb_error *err);

@@ -348,8 +348,33 @@ int flatten(const struct flatten_spec *spec, struct flatten_result *out, struct 
     return rc;
 }
 
-static int make_empty(const char *path, uint64_t size_bytes, const char *label,
-                      const uint8_t uuid[16], struct cb_error *err)
+/* What an empty file system gets. */
+struct content {
+    struct store *s;
+    const struct layer_blob *layer;
+    const char *name;
+};
+
+static int fill_upper(struct writer *w, struct tree *t, const struct content *c,
+                      struct cb_error *err)
+{
+    uint64_t size = 0;
+    CB_AUTO_FD fd = store_blob_open(c->s, &c->layer->digest, &size, err);
+    if (fd < 0)
+        return fd;
+    struct feed f = {.total = size};
+    CB_AUTO(inflate) z = NULL;
+    int rc = inflate_start(fd, size, LAYER_TAR_MAX, &z, err);
+    if (rc < 0)
+        return rc;
+    f.z = z;
+    const struct tar_source source = {feed_next, &f};
+    rc = tar_apply_upper(w, t, 1, c->name, &source, err);
+    return rc < 0 ? rc : check_digest(z, c->layer, err);
+}
+
+static int make_fs(const char *path, uint64_t size_bytes, const char *label, const uint8_t uuid[16],
+                   const struct content *content, struct cb_error *err)
 {
     const struct flatten_spec spec = {.size_bytes = size_bytes, .label = label};
     uint64_t blocks;
@@ -361,6 +386,8 @@ static int make_empty(const char *path, uint64_t size_bytes, const char *label,
     rc = writer_open(path, 0, &w, err);
     if (rc == 0)
         rc = image_begin(w, t, err);
+    if (rc == 0 && content)
+        rc = fill_upper(w, t, content, err);
     if (rc == 0)
         rc = image_write_dirs(w, t, err);
     if (rc == 0)
@@ -370,14 +397,29 @@ static int make_empty(const char *path, uint64_t size_bytes, const char *label,
     return rc;
 }
 
-int ext4_make_empty(const char *path, uint64_t size_bytes, const char *label, struct cb_error *err)
+static int random_uuid(uint8_t uuid[16], struct cb_error *err)
 {
-    uint8_t uuid[16];
-    if (getrandom(uuid, sizeof(uuid), 0) != (ssize_t)sizeof(uuid))
+    if (getrandom(uuid, 16, 0) != 16)
         return cb_fail_sys(err, errno, "random bytes for a UUID");
     uuid[6] = (uint8_t)((uuid[6] & 0x0f) | 0x40); /* RFC 4122: version 4 */
     uuid[8] = (uint8_t)((uuid[8] & 0x3f) | 0x80);
-    return make_empty(path, size_bytes, label, uuid, err);
+    return 0;
+}
+
+int ext4_make_empty(const char *path, uint64_t size_bytes, const char *label, struct cb_error *err)
+{
+    uint8_t uuid[16];
+    int rc = random_uuid(uuid, err);
+    return rc < 0 ? rc : make_fs(path, size_bytes, label, uuid, NULL, err);
+}
+
+int ext4_make_upper(struct store *s, const struct layer_blob *layer, const char *name,
+                    const char *path, uint64_t size_bytes, const char *label, struct cb_error *err)
+{
+    uint8_t uuid[16];
+    const struct content c = {s, layer, name};
+    int rc = random_uuid(uuid, err);
+    return rc < 0 ? rc : make_fs(path, size_bytes, label, uuid, &c, err);
 }
 
 int ext4_make_drive(const char *path, uint64_t size_bytes, const char *label, struct cb_error *err)
@@ -388,5 +430,5 @@ int ext4_make_drive(const char *path, uint64_t size_bytes, const char *label, st
     cb_sha256(name, strlen(name), &d);
     d.b[6] = (uint8_t)((d.b[6] & 0x0f) | 0x80); /* RFC 9562: version 8, of our own making */
     d.b[8] = (uint8_t)((d.b[8] & 0x3f) | 0x80);
-    return make_empty(path, size_bytes, label, d.b, err);
+    return make_fs(path, size_bytes, label, d.b, NULL, err);
 }

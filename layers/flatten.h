@@ -67,5 +67,9 @@ int image_digest(int fd, struct cb_digest *out, uint64_t *allocated, struct cb_e
 /* An empty ext4 file system in a sparse file (scratch disks). Not reproducible in its UUID alone.
  */
 int ext4_make_empty(const char *path, uint64_t size_bytes, const char *label, struct cb_error *err);
+/* The same with one folder @name, which holds the layer as overlayfs keeps it in an upper
+ * (layers/tar_apply.h). Nothing is left on failure. */
+int ext4_make_upper(struct store *s, const struct layer_blob *layer, const char *name,
+                    const char *path, uint64_t size_bytes, const char *label, struct cb_error *err);
 /* The same with a UUID that follows from size and label: same input, same bytes. */
 int ext4_make_drive(const char *path, uint64_t size_bytes, const char *label, struct cb_error *err);

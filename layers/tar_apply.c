@@ -23,6 +23,8 @@ struct apply {
     const struct layer_input *in;
     struct tar_reader *r; /* NULL: the index */
     uint16_t layer;
+    node_id root; /* the archive's: paths never leave it */
+    bool upper;   /* whiteouts are kept, not carried out */
     const struct tar_entry *e;
     char last[SHOWN_MAX]; /* the name of the entry before, for messages */
     /* The parent of the last entry: neighbours in a tar mostly share it. */
@@ -234,7 +236,7 @@ static int follow(struct apply *a, struct walk *k, node_id link, struct cb_error
     (void)snprintf(k->rest, sizeof(k->rest), "%s/%s", target, rest);
     k->at = k->rest;
     if (target[0] == '/')
-        k->node = TREE_ROOT;
+        k->node = a->root;
     return 0;
 }
 
@@ -244,7 +246,7 @@ static int step(struct apply *a, struct walk *k, const char *name, size_t len, s
     if (len == 0 || (len == 1 && name[0] == '.'))
         return 1;
     if (len == 2 && memcmp(name, "..", 2) == 0) { /* from a link; the root is its own parent */
-        if (k->node != TREE_ROOT)
+        if (k->node != a->root)
             k->node = tree_node(a->t, k->node)->parent;
         return 1;
     }
@@ -281,7 +283,7 @@ static int find_parent(struct apply *a, const struct path *p, bool create, node_
         *out = a->dir_node;
         return 0;
     }
-    struct walk k = {.node = TREE_ROOT, .create = create};
+    struct walk k = {.node = a->root, .create = create};
     memcpy(k.rest, p->text, p->dir_len);
     k.rest[p->dir_len] = '\0';
     k.at = k.rest;
@@ -350,6 +352,48 @@ static int hide_children(struct apply *a, node_id folder, struct cb_error *err)
     return rc;
 }
 
+/* ---- an upper of overlayfs ---- */
+
+/* Name @len bytes of @name are hidden in what is below, or all that is there. */
+static int keep_whiteout(struct apply *a, const struct path *p, const char *name, size_t len,
+                         bool opaque, struct cb_error *err)
+{
+    union inode in;
+    uint32_t ino;
+    node_id parent, id = 0;
+    int rc = find_parent(a, p, true, &parent, err);
+    if (rc < 0)
+        return rc;
+    if (opaque)
+        return xattr_mark(a->w, tree_node(a->t, parent)->ino, UPPER_OPAQUE, "y", err);
+    if ((id = tree_find(a->t, parent, name, len)) != 0) /* what was hidden came back */
+        return tree_node(a->t, id)->dir
+                   ? xattr_mark(a->w, tree_node(a->t, id)->ino, UPPER_OPAQUE, "y", err)
+                   : 0;
+    rc = add_name(a, parent, name, len, &id, err);
+    if (rc == 0)
+        rc = writer_new_inode(a->w, &ino, err);
+    if (rc < 0)
+        return rc;
+    tree_node(a->t, id)->ino = ino;
+    tree_node(a->t, id)->type = EXT2_FT_CHRDEV;
+    touch(a, id);
+    inode_init(&in, S_IFCHR, 0, 0, a->e->mtime, a->e->mtime_ns);
+    return writer_put_inode(a->w, ino, &in, err);
+}
+
+static int mark_implicit(struct apply *a, node_id folder, struct cb_error *err)
+{
+    int rc = 0;
+    if (tree_dir(a->t, folder)->explicit_layer != a->layer)
+        rc = xattr_mark(a->w, tree_node(a->t, folder)->ino, UPPER_IMPLICIT, "y", err);
+    for (node_id id = tree_dir(a->t, folder)->first; rc == 0 && id;
+         id = tree_node(a->t, id)->sibling)
+        if (!tree_node(a->t, id)->dead && tree_node(a->t, id)->dir)
+            rc = mark_implicit(a, id, err);
+    return rc;
+}
+
 /* A name that starts with ".wh.". */
 static int apply_whiteout(struct apply *a, const struct path *p, struct cb_error *err)
 {
@@ -360,6 +404,8 @@ static int apply_whiteout(struct apply *a, const struct path *p, struct cb_error
         return 0; /* ".wh..wh.plnk" and its kin: bookkeeping of AUFS */
     if (len == 0 || (len == 1 && name[0] == '.') || (len == 2 && memcmp(name, "..", 2) == 0))
         return cb_fail(err, CB_E_CORRUPT, "a whiteout of no name");
+    if (a->upper)
+        return keep_whiteout(a, p, name, len, opaque, err);
     node_id parent;
     int rc = find_parent(a, p, false, &parent, err);
     if (rc < 0 || !parent)
@@ -434,6 +480,7 @@ static int make_room(struct apply *a, node_id parent, const struct path *p, node
 static int apply_dir(struct apply *a, node_id parent, const struct path *p, struct cb_error *err)
 {
     node_id id = tree_find(a->t, parent, p->name, p->name_len);
+    bool hides = a->upper && id && tree_node(a->t, id)->type == EXT2_FT_CHRDEV;
     int rc = 0;
     if (!id || !tree_node(a->t, id)->dir) {
         rc = make_room(a, parent, p, &id, err);
@@ -443,7 +490,10 @@ static int apply_dir(struct apply *a, node_id parent, const struct path *p, stru
     if (rc < 0)
         return rc;
     touch(a, id);
-    return describe_dir(a, id, err);
+    rc = describe_dir(a, id, err);
+    if (rc == 0 && hides)
+        rc = xattr_mark(a->w, tree_node(a->t, id)->ino, UPPER_OPAQUE, "y", err);
+    return rc;
 }
 
 static int copy_data(struct apply *a, struct extents *x, struct cb_error *err)
@@ -646,8 +696,8 @@ static int apply_entry(struct apply *a, struct cb_error *err)
     if (p.len == 0) {
         if (a->e->kind != TAR_DIR)
             return cb_fail(err, CB_E_CORRUPT, "the root can only be a folder");
-        touch(a, TREE_ROOT);
-        return describe_dir(a, TREE_ROOT, err);
+        touch(a, a->root);
+        return describe_dir(a, a->root, err);
     }
     if (is_bookkeeping(&p))
         return 0;
@@ -699,12 +749,35 @@ int tar_apply_input(struct writer *w, struct tree *t, uint16_t layer, const stru
                     struct cb_error *err)
 {
     struct tar_entry e = {.path = NULL};
-    struct apply a = {.w = w, .t = t, .in = in, .layer = layer, .e = &e};
+    struct apply a = {.w = w, .t = t, .in = in, .layer = layer, .root = TREE_ROOT, .e = &e};
     int rc = in->tar ? tar_reader_open(in->tar, &a.r, err) : 0;
     if (rc < 0)
         return rc;
     rc = apply_entries(&a, &e, err);
     tar_reader_close(a.r);
+    if (rc == 0)
+        rc = image_write_dirs(w, t, err);
+    if (rc == 0)
+        writer_end_layer(w);
+    return rc;
+}
+
+int tar_apply_upper(struct writer *w, struct tree *t, uint16_t layer, const char *name,
+                    const struct tar_source *source, struct cb_error *err)
+{
+    const struct layer_input in = {.tar = source};
+    struct tar_entry e = {.path = NULL};
+    struct apply a = {.w = w, .t = t, .in = &in, .layer = layer, .upper = true, .e = &e};
+    int rc = add_name(&a, TREE_ROOT, name, strlen(name), &a.root, err);
+    if (rc == 0)
+        rc = become_dir(&a, a.root, err);
+    if (rc == 0)
+        rc = tar_reader_open(source, &a.r, err);
+    if (rc == 0)
+        rc = apply_entries(&a, &e, err);
+    tar_reader_close(a.r);
+    if (rc == 0)
+        rc = mark_implicit(&a, a.root, err);
     if (rc == 0)
         rc = image_write_dirs(w, t, err);
     if (rc == 0)

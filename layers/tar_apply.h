@@ -27,5 +27,12 @@ struct layer_input {
     struct index_writer *keep_index; /* for a tar; NULL: not kept */
     struct places *keep_places;
 };
+/* The layer as overlayfs keeps it in an upper folder: below folder @name of the root, which is
+ * made. Whiteouts are devices 0:0, opaque folders have overlay's attribute, and those that no entry
+ * describes, whose description is the one of what is below, UPPER_IMPLICIT. */
+#define UPPER_OPAQUE "trusted.overlay.opaque"
+#define UPPER_IMPLICIT "trusted.capsule.implicit"
+int tar_apply_upper(struct writer *w, struct tree *t, uint16_t layer, const char *name,
+                    const struct tar_source *source, struct cb_error *err);
 int tar_apply_input(struct writer *w, struct tree *t, uint16_t layer, const struct layer_input *in,
                     struct cb_error *err);

@@ -71,6 +71,7 @@ void build_options_release(struct build_options *o)
     free(o->resume);
     free(o->lock);
     o->base_dir = o->resume = o->lock = NULL;
+    cb_strv_release(&o->refresh);
 }
 
 char *build_options_dump(const struct build_options *o)
@@ -81,6 +82,11 @@ char *build_options_dump(const struct build_options *o)
                           o->locked, "no_boot_check", o->no_boot_check, "boot_timeout_ms",
                           (json_int_t)o->boot_timeout_ms, "base_dir", o->base_dir, "resume",
                           o->resume, "lock", o->lock);
+    json_t *refresh = o->refresh.n ? json_array() : NULL; /* whoever asks for none asks as before */
+    for (size_t i = 0; i < o->refresh.n; i++)
+        (void)json_array_append_new(refresh, json_string(o->refresh.v[i]));
+    if (refresh)
+        (void)json_object_set_new(j, "refresh", refresh);
     char *text = j ? json_dumps(j, JSON_SORT_KEYS | JSON_COMPACT) : NULL;
     json_decref(j);
     return text ? text : cb_xstrdup("{}");
@@ -93,12 +99,13 @@ int build_options_parse(const char *text, struct build_options *o, struct cb_err
     const char *iso = "auto", *pull = "always", *base_dir = NULL, *resume = NULL, *lock = NULL;
     int force = 0, clean = 0, renew = 0, locked = 0, no_check = 0;
     json_int_t timeout = 0;
-    if (!j ||
-        json_unpack_ex(j, &je, JSON_STRICT,
-                       "{s?s, s?s, s?b, s?b, s?b, s?b, s?b, s?I, s?s, s?s, s?s}", "isolation", &iso,
-                       "pull", &pull, "force", &force, "clean", &clean, "renew_builtin", &renew,
-                       "locked", &locked, "no_boot_check", &no_check, "boot_timeout_ms", &timeout,
-                       "base_dir", &base_dir, "resume", &resume, "lock", &lock) < 0)
+    json_t *refresh = NULL;
+    if (!j || json_unpack_ex(j, &je, JSON_STRICT,
+                             "{s?s, s?s, s?b, s?b, s?b, s?b, s?b, s?I, s?s, s?s, s?s, s?o}",
+                             "isolation", &iso, "pull", &pull, "force", &force, "clean", &clean,
+                             "renew_builtin", &renew, "locked", &locked, "no_boot_check", &no_check,
+                             "boot_timeout_ms", &timeout, "base_dir", &base_dir, "resume", &resume,
+                             "lock", &lock, "refresh", &refresh) < 0)
         return cb_fail(err, CB_E_CORRUPT, "build options: %s", je.text);
     int i = isolation_from_name(iso), p = pull_from_name(pull);
     if (i < 0 || p < 0 || timeout < 0 || timeout > 86400000 || (base_dir && *base_dir != '/') ||
@@ -112,9 +119,52 @@ int build_options_parse(const char *text, struct build_options *o, struct cb_err
     o->locked = locked != 0;
     o->no_boot_check = no_check != 0;
     o->boot_timeout_ms = timeout;
+    for (size_t k = 0; k < json_array_size(refresh); k++)
+        if (!json_is_string(json_array_get(refresh, k)))
+            return cb_fail(err, CB_E_CORRUPT, "build options: refresh: must be names of layers");
+    for (size_t k = 0; k < json_array_size(refresh); k++)
+        cb_strv_add(&o->refresh, json_string_value(json_array_get(refresh, k)));
     o->base_dir = cb_xstrdup0(base_dir);
     o->resume = cb_xstrdup0(resume);
     o->lock = cb_xstrdup0(lock);
+    return 0;
+}
+
+static const struct layer *layer_named(const struct workload_config *c, const char *name)
+{
+    for (size_t i = 0; i < c->n_layers; i++)
+        if (strcmp(c->layers[i].name, name) == 0)
+            return &c->layers[i];
+    return NULL;
+}
+
+static int hint_refreshable(const struct workload_config *c, struct cb_error *err)
+{
+    CB_AUTO_BUF names = CB_BUF_INIT(64 << 10);
+    for (size_t i = 0; i < c->n_layers; i++)
+        if (c->layers[i].refresh_commands.n)
+            (void)cb_buf_addf(&names, "%s%s", names.len ? ", " : "", c->layers[i].name);
+    return cb_hint(err, "%s%s", names.len ? "layers with refresh_commands: " : "no layer has any",
+                   names.len ? names.data : "");
+}
+
+int build_refuse_refresh(const struct build_options *o, const struct workload_config *c,
+                         struct cb_error *err)
+{
+    if (o->refresh.n && (o->force || o->clean))
+        return cb_fail(err, CB_E_CONFIG,
+                       "--refresh goes on from what a layer left, and --%s takes nothing of it",
+                       o->force ? "force" : "clean");
+    for (size_t i = 0; i < o->refresh.n; i++) {
+        const struct layer *l = layer_named(c, o->refresh.v[i]);
+        if (l && l->refresh_commands.n)
+            continue;
+        cb_fail(err, CB_E_CONFIG,
+                l ? "--refresh %s: the layer has no refresh_commands"
+                  : "--refresh %s: there is no such layer",
+                o->refresh.v[i]);
+        return hint_refreshable(c, err);
+    }
     return 0;
 }
 
@@ -163,6 +213,23 @@ static int refuse_in_drives(const struct workload_config *c, const struct layer 
     return 0;
 }
 
+/* What a command sets or starts would have to be known to later builds, which find it in the file
+ * alone. */
+static int refuse_in_refresh(const struct workload_config *c, const struct layer *l,
+                             struct cb_error *err)
+{
+    for (size_t i = 0; i < l->refresh_commands.n; i++) {
+        const struct command *cmd = &l->refresh_commands.v[i];
+        if (cmd->type != COMMAND_SHELL && cmd->type != COMMAND_EXEC)
+            return cb_fail(err, CB_E_CONFIG,
+                           "%s:%d:%d: layer %s: a command of type %s cannot refresh it; shell and "
+                           "exec can",
+                           c->file ? c->file : "config", cmd->loc.line, cmd->loc.column, l->name,
+                           command_type_name(cmd->type));
+    }
+    return 0;
+}
+
 int build_refuse(const struct workload_config *c, struct cb_error *err)
 {
     for (size_t i = 0; i < c->n_layers; i++) {
@@ -177,6 +244,8 @@ int build_refuse(const struct workload_config *c, struct cb_error *err)
             return cb_hint(err, "every other type works today");
         }
         int rc = refuse_in_drives(c, &c->layers[i], err);
+        if (rc == 0)
+            rc = refuse_in_refresh(c, &c->layers[i], err);
         if (rc < 0)
             return rc;
     }

@@ -20,10 +20,11 @@ int pull_from_name(const char *name);
 struct build_options {
     enum isolation isolation;
     enum pull_policy pull;
-    bool force;         /* ignore the cache for user layers */
-    bool clean;         /* and for the platform layer */
-    bool renew_builtin; /* a built-in base image is made anew (an explicit `--pull always`) */
-    bool locked;        /* the base image by the lock of the version in use */
+    bool force;             /* ignore the cache for user layers */
+    bool clean;             /* and for the platform layer */
+    bool renew_builtin;     /* a built-in base image is made anew (an explicit `--pull always`) */
+    bool locked;            /* the base image by the lock of the version in use */
+    struct cb_strv refresh; /* layers whose refresh_commands are to run; owned */
     bool no_boot_check;
     int64_t boot_timeout_ms; /* 0: 60 s, five times that under TCG */
     char *
@@ -49,3 +50,6 @@ int build_options_parse(const char *text, struct build_options *o, struct cb_err
 /* What is valid and cannot be built yet, or has nothing to build on: -CB_E_CONFIG with its place.
  * Asked by whoever still has the user's file, and again by the build. */
 int build_refuse(const struct workload_config *c, struct cb_error *err);
+/* The same for layers that are to be refreshed and cannot be. */
+int build_refuse_refresh(const struct build_options *o, const struct workload_config *c,
+                         struct cb_error *err);

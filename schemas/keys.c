@@ -186,6 +186,17 @@ void keys_cache_layer(const struct workload_config *c, const struct layer *layer
     hash_inputs(o, out);
 }
 
+void keys_cache_refresh(const struct cache_key *plain, const struct layer *layer,
+                        const struct cb_digest *previous, struct cache_key *out)
+{
+    json_t *o = json_loads(plain->inputs, 0, NULL);
+    json_t *r = json_object();
+    put_digest(r, "previous", previous);
+    json_put(r, "commands", effects(&layer->refresh_commands));
+    json_put(o, "refreshed", r);
+    hash_inputs(o, out);
+}
+
 void keys_cache_task(const struct workload_config *c, const struct cb_digest *parent,
                      struct cache_key *out)
 {

@@ -45,6 +45,10 @@ struct layer_contents {
 void keys_cache_layer(const struct workload_config *c, const struct layer *layer,
                       const struct layer_contents *in, const struct cb_digest *parent,
                       struct cache_key *out);
+/* The key of @layer refreshed once more: @plain is its key as above, @previous the digest of the
+ * result that its refresh_commands run on. */
+void keys_cache_refresh(const struct cache_key *plain, const struct layer *layer,
+                        const struct cb_digest *previous, struct cache_key *out);
 /* cache(n + 1) of the task's layer: only what decides about files takes part, no limits. */
 void keys_cache_task(const struct workload_config *c, const struct cb_digest *parent,
                      struct cache_key *out);

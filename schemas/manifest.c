@@ -69,6 +69,8 @@ static const struct field record_fields[] = {
     F(NULL, "inputs", KIND_JSON, REQUIRED, inputs),
     F(NULL, "created", KIND_TIME, REQUIRED, created_ms),
     F(NULL, "below", KIND_DIGEST, REQUIRED, below),
+    F(NULL, "refreshed", KIND_DIGEST, 0, refreshed),
+    F(NULL, "refreshes", KIND_U32, NOT_ZERO, refreshes),
     F("diff", "media_type", KIND_STR, REQUIRED, diff.media_type),
     F("diff", "digest", KIND_DIGEST, REQUIRED, diff.digest),
     F("diff", "diff_id", KIND_DIGEST, REQUIRED, diff.diff_id),

@@ -44,6 +44,8 @@ struct cache_record {
     struct layer_blob diff;
     struct drive_image *drives; /* owned: those that its commands filled, in the config's order */
     size_t n_drives;
+    struct cb_digest refreshed; /* the key of this result of refreshes; all zero: it is of none */
+    uint32_t refreshes;         /* how many there were */
     int64_t created_ms;
     bool watched;         /* `hosts` is all that its commands talked to */
     struct cb_strv hosts; /* "pypi.org:443/tcp" */

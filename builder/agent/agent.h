@@ -324,8 +324,9 @@ int stack_open(struct stack *s, const char *lower, const char *scratch, int laye
 int stack_sync(struct stack *s, struct fail *f);
 /* The agent's own lower: mount points, and resolv.conf, hosts, hostname. */
 int stack_own_files(struct stack *s, const char *hostname, const char *dns, struct fail *f);
-/* Mounts the overlay for a new layer at "m" below scratch. */
-int stack_begin(struct stack *s, struct fail *f);
+/* Mounts the overlay for a new layer at "m" below scratch. @previous: the folder of the scratch
+ * that is its upper (the host made it, layers/tar_apply.h), NULL: an empty one. */
+int stack_begin(struct stack *s, const char *previous, struct fail *f);
 /* Unmounts it for real. */
 int stack_freeze(struct stack *s, struct fail *f);
 /* In a process of its own: read-only views of what is below the frozen upper. */
@@ -344,6 +345,12 @@ int stack_drop(struct stack *s, struct fail *f);
 int fold_upper(int from, int to, struct fail *f);
 /* Removes folder @name of folder @at with all that is in it; one that is not there is fine. */
 int remove_below(int at, const char *name, struct fail *f);
+
+/* --- adopt.c: an upper that the host made --- */
+
+/* Folders of @upper that are there for what is in them alone get the description of those of
+ * @below, the merged view of what lies under it. */
+int adopt_folders(int upper, int below, struct fail *f);
 
 /* --- layer.c: the init of a layer's namespace --- */
 
@@ -376,6 +383,7 @@ struct drive_place {
 };
 struct layer_spec {
     char *name, *user, *workdir;
+    char *previous; /* the folder that becomes its upper; NULL: an empty one */
     struct words env;
     bool first;
     struct drive_place drives[AG_DRIVES_MAX];

@@ -150,7 +150,7 @@ static int do_layer_begin(struct build *b, const uint8_t *p, size_t n, struct fa
     if (layer_parse(&b->layer, p, n, f) < 0)
         return -1;
     b->layer.first = !b->first_done;
-    if (stack_begin(&b->stack, f) < 0)
+    if (stack_begin(&b->stack, b->layer.previous, f) < 0)
         return -1;
     if (start_init(b, f) < 0)
         return -1;

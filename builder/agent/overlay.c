@@ -4,6 +4,7 @@
  *     l        link to the image's mounted file system, the lowest
  *     a        the agent's own lower: mount points, resolv.conf, hosts, hostname
  *     u0, u1.. uppers, one a layer; all but the newest are frozen and serve as lowers
+ *     p0       an upper that the host made: what a layer left before; becomes its u
  *     r        the upper of a command that may be tried again
  *     w0, w1.. work folders, one a mount
  *     m        where the running layer is mounted
@@ -218,7 +219,35 @@ static int begin_again(struct stack *s, const char *upper, struct fail *f)
     return s->trying ? mount_layer(s, "r", upper, f) : mount_layer(s, upper, NULL, f);
 }
 
-int stack_begin(struct stack *s, struct fail *f)
+/* @previous becomes @upper. */
+static int adopt(struct stack *s, const char *previous, const char *upper, struct fail *f)
+{
+    struct text o = {0};
+    uint64_t number;
+    if (previous[0] != 'p' || !parse_number(previous + 1, LAYERS_MAX, &number))
+        return fail_set(f, FAIL_PROTOCOL, "%.20s cannot be an earlier result", previous);
+    if (rename(previous, upper) < 0)
+        return fail_sys(f, errno, "scratch: %s", previous);
+    text_puts(&o, "lowerdir=");
+    lowers(&o, s->layers, true);
+    int rc = mount_overlay(s, "va", &o, false, f);
+    text_release(&o);
+    if (rc < 0)
+        return rc;
+    int a = open(upper, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int b = open("va", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    rc = a < 0 || b < 0 ? fail_sys(f, errno, "scratch: open %s", a < 0 ? upper : "va")
+                        : adopt_folders(a, b, f);
+    if (a >= 0)
+        (void)close(a);
+    if (b >= 0)
+        (void)close(b);
+    if (umount2("va", 0) < 0 && rc == 0)
+        rc = fail_sys(f, errno, "unmount the view of what is below");
+    return rc < 0 ? rc : mount_layer(s, upper, NULL, f);
+}
+
+int stack_begin(struct stack *s, const char *previous, struct fail *f)
 {
     char upper[16];
     if (s->layers >= LAYERS_MAX)
@@ -226,6 +255,8 @@ int stack_begin(struct stack *s, struct fail *f)
     (void)snprintf(upper, sizeof upper, "u%u", s->layers);
     if (s->used && is_folder(upper))
         return begin_again(s, upper, f);
+    if (previous)
+        return adopt(s, previous, upper, f);
     if (mkdir(upper, 0755) < 0)
         return fail_sys(f, errno, "scratch: make %s", upper);
     /* The root of the layer is this folder: it must look like the one that it covers. */

@@ -99,6 +99,7 @@ void layer_spec_release(struct layer_spec *l)
     words_release(&l->env);
     drives_release(l->drives, l->n_drives);
     free(l->drives_user);
+    free(l->previous);
     *l = (struct layer_spec){0};
 }
 
@@ -111,6 +112,7 @@ int layer_parse(struct layer_spec *l, const uint8_t *p, size_t n, struct fail *f
             return broken(f);
         switch (x.tag) {
         case TAG_NAME: rc = take_text(&x, &l->name, f); break;
+        case TAG_PREVIOUS: rc = take_text(&x, &l->previous, f); break;
         case TAG_ENV: rc = take_env(&x, &l->env, f); break;
         case TAG_USER: rc = take_text(&x, &l->user, f); break;
         case TAG_WORKDIR: rc = take_text(&x, &l->workdir, f); break;

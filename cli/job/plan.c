@@ -94,6 +94,8 @@ static int make_plan(const struct cli_args *a, const struct workload_config *c, 
                               .isolation = (enum isolation)isolation_from_name(s->isolation),
                               .pull = (enum pull_policy)pull_from_name(s->pull)};
     json_auto_t *found = NULL;
+    for (size_t i = 0; i < a->refresh.n; i++)
+        cb_strv_add(&o.refresh, a->refresh.v[i]);
     build_options_place(&o, c);
     int rc = build_look(c, s, &o, a->explain, &found, &err);
     build_options_release(&o);

@@ -40,7 +40,7 @@ static const struct pair pairs[] = {
      "mkdir /data/t/$i; done"},
 };
 
-static void start_in(struct agent_fixture *f, const char *dir)
+static void set_up(struct agent_fixture *f, const char *dir)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     assert_ok(cb_mkdir_p(dir, 0755, &err), &err);
@@ -52,6 +52,11 @@ static void start_in(struct agent_fixture *f, const char *dir)
                                   .image_workdir = "/",
                                   .dns = "10.0.2.3"};
     assert_ok(session_setup(f->s, &g, &err), &err);
+}
+
+static void start_in(struct agent_fixture *f, const char *dir)
+{
+    set_up(f, dir);
     fixture_layer(f);
 }
 
@@ -263,6 +268,43 @@ static void test_drives_hold_what_their_commands_left(void **state)
     fixture_stop(&f);
 }
 
+/* What a layer left before, as the host makes it: its commands go on as if they were of one layer.
+ */
+static void test_a_layer_goes_on_from_what_it_left(void **state)
+{
+    (void)state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct agent_fixture f;
+    struct cb_proc_result res = {0};
+    CB_AUTO_FREE char *dir = cb_xasprintf("%s/case-again", work);
+    static const char script[] =
+        "set -e; u=$1/scratch/p0; mkdir -p $u/data $u/root $u/opaque; echo new >$u/data/new\n"
+        "mknod $u/data/one c 0 0; echo changed >$u/root/f\n"
+        "chmod 700 $u/root; setfattr -n trusted.capsule.implicit -v y $u\n"
+        "setfattr -n trusted.capsule.implicit -v y $u/data\n"
+        "setfattr -n trusted.overlay.opaque -v y $u/opaque; echo o >$u/opaque/o\n";
+    const struct cb_proc_spec spec = {
+        .argv = (const char *const[]){"sh", "-c", script, "sh", dir, NULL}};
+    assert_ok(cb_proc_run(&spec, NULL, 4096, 60000, &res, &err), &err);
+    assert_ok(cb_proc_check(&res, "make the earlier result", &err), &err);
+    cb_proc_result_release(&res);
+    set_up(&f, dir);
+    const struct guest_layer bad = {.name = "layer", .previous = "../p0"};
+    assert_fails(session_layer_begin(f.s, &bad, &err), &err, CB_E_BUG,
+                 "cannot be an earlier result");
+    cb_error_clear(&err);
+    const struct guest_layer l = {.name = "layer", .previous = "p0"};
+    assert_ok(session_layer_begin(f.s, &l, &err), &err);
+    run(&f, "cat /data/new; test ! -e /data/one; cat /data/two; test \"$(ls /opaque)\" = o; "
+            "test $(stat -c %a /data) = 755; echo more >>/data/new");
+    CB_AUTO_FREE char *diff = fixture_diff(&f);
+    assert_string_equal(diff, "file 0644 0:0 data/new 'new\nmore'\n"
+                              "file 0000 0:0 data/.wh.one ''\ndir 0755 0:0 opaque\n"
+                              "file 0000 0:0 opaque/.wh..wh..opq ''\nfile 0644 0:0 opaque/o 'o'\n"
+                              "dir 0700 0:0 root\nfile 0644 0:0 root/f 'changed'\n");
+    fixture_stop(&f);
+}
+
 static void test_a_drive_that_cannot_be_mounted_is_named(void **state)
 {
     (void)state;
@@ -314,6 +356,7 @@ int main(void)
         cmocka_unit_test(test_what_was_started_goes_on),
         cmocka_unit_test(test_what_ends_at_once_did_not_start),
         cmocka_unit_test(test_a_step_has_its_own_user_and_folder),
+        cmocka_unit_test(test_a_layer_goes_on_from_what_it_left),
         cmocka_unit_test(test_drives_hold_what_their_commands_left),
         cmocka_unit_test(test_a_drive_that_cannot_be_mounted_is_named),
     };

@@ -244,6 +244,20 @@ static int apply_bytes(struct writer *w, struct tree *t, const uint8_t *data, si
     return rc;
 }
 
+/* The layer as an upper: below its folder, with marks. */
+static int apply_upper(struct writer *w, struct tree *t, const uint8_t *data, size_t size,
+                       struct cb_error *err)
+{
+    struct input in = {data, size};
+    const struct tar_source source = {next, &in};
+    int rc = tar_apply_upper(w, t, 1, "p0", &source, err);
+    if (rc == 0) {
+        take_census(w, t);
+        CHECK(tree_dir(t, TREE_ROOT)->children == 2); /* and lost+found */
+    }
+    return rc;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
@@ -254,8 +268,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct tree *t = tree_new(INO_ROOT);
     CHECK(writer_open(path, 1u << 20, &w, &err) == 0);
     CHECK(image_begin(w, t, &err) == 0);
-    int rc = size > 3 && memcmp(data, "OPS", 3) == 0 ? apply_recipe(w, t, data + 3, size - 3, &err)
-                                                     : apply_bytes(w, t, data, size, &err);
+    int rc = 0;
+    if (size > 3 && memcmp(data, "OPS", 3) == 0)
+        rc = apply_recipe(w, t, data + 3, size - 3, &err);
+    else if (size > 3 && memcmp(data, "UPP", 3) == 0)
+        rc = apply_upper(w, t, data + 3, size - 3, &err);
+    else
+        rc = apply_bytes(w, t, data, size, &err);
     CHECK(rc == 0 || (err.code == (enum cb_code) - rc && err.msg && err.code != CB_E_BUG));
     uint64_t blocks;
     if (rc == 0 && image_size(w, 0, &blocks, &err) == 0)

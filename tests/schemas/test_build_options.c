@@ -85,6 +85,7 @@ static void test_wrong_options_are_refused(void **state)
         {"{\"boot_timeout_ms\": -1}", "a value is out of range"},
         {"{\"boot_timeout_ms\": 86400001}", "a value is out of range"},
         {"{\"base_dir\": \"x\"}", "a value is out of range"},
+        {"{\"refresh\": [1]}", "refresh: must be names of layers"},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
         struct build_options o = {0};
@@ -110,6 +111,67 @@ static void refused(const char *text, const char *says)
     config_free(c);
 }
 
+static void test_nothing_can_be_refreshed(void **state)
+{
+    (void)state;
+    char name[] = "one", asked[] = "one";
+    char *words[] = {asked, NULL};
+    struct layer layer = {.name = name};
+    const struct workload_config c = {.layers = &layer, .n_layers = 1};
+    const struct build_options o = {.refresh = {.v = words, .n = 1}};
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    int rc = build_refuse_refresh(&o, &c, &err);
+    assert_string_equal(err.hint, "no layer has any");
+    check_said(err.hint);
+    assert_fails(rc, &err, CB_E_CONFIG, "--refresh one: the layer has no refresh_commands");
+}
+
+static void test_what_cannot_be_refreshed(void **state)
+{
+    (void)state;
+    static const char text[] = "name: abc\nbase_image: debian\nlayers:\n"
+                               "  - {name: one, init_commands: [x]}\n"
+                               "  - {name: two, init_commands: [x], refresh_commands: [y]}\n";
+    static const struct {
+        const char *layer;
+        bool force, clean;
+        const char *says, *hint;
+    } cases[] = {
+        {"two", false, false, NULL, NULL},
+        {"one", false, false, "--refresh one: the layer has no refresh_commands", "two"},
+        {"three", false, false, "--refresh three: there is no such layer",
+         "layers with refresh_commands: two"},
+        {"two", true, false, "--force takes nothing of it", NULL},
+        {"two", false, true, "--clean takes nothing of it", NULL},
+    };
+    struct config_problems problems = {0};
+    struct workload_config *c = NULL;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    assert_ok(
+        config_parse(text, strlen(text), "c", CONFIG_YAML, CONFIG_NO_ENV, &c, &problems, &err),
+        &err);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        CB_AUTO_ERROR why = CB_ERROR_INIT;
+        struct build_options o = {.force = cases[i].force, .clean = cases[i].clean}, back = {0};
+        cb_strv_add(&o.refresh, cases[i].layer);
+        int rc = build_refuse_refresh(&o, c, &why);
+        if (cases[i].hint)
+            assert_non_null(strstr(why.hint, cases[i].hint));
+        if (cases[i].says)
+            assert_fails(rc, &why, CB_E_CONFIG, cases[i].says);
+        else
+            assert_ok(rc, &why);
+        CB_AUTO_FREE char *dump = build_options_dump(&o);
+        assert_ok(build_options_parse(dump, &back, &err), &err);
+        assert_int_equal(back.refresh.n, 1);
+        assert_string_equal(back.refresh.v[0], cases[i].layer);
+        build_options_release(&o);
+        build_options_release(&back);
+    }
+    config_problems_release(&problems);
+    config_free(c);
+}
+
 #define HEAD "name: abc\nbase_image: minimal-debian\nlayers:\n  - name: one\n    init_commands:\n"
 
 static void test_what_cannot_be_built_is_refused(void **state)
@@ -124,6 +186,9 @@ static void test_what_cannot_be_built_is_refused(void **state)
             "layer one, drive d: a command of type env cannot fill a drive; shell, "
             "exec and copy can");
     refused(HEAD "      - {type: env, args: [A=b]}\n      - {type: start, args: [x]}\n", NULL);
+    refused(
+        HEAD "      - x\n    refresh_commands: [x, {type: start, args: [y]}]\n",
+        "c.yaml:7:27: layer one: a command of type start cannot refresh it; shell and exec can");
     refused(HEAD "      - {type: gcp-auth}\n",
             "c.yaml:6:9: layer one: commands of type gcp-auth cannot be run yet");
     refused(HEAD "      - true\ninit_commands: [{type: start, args: [x]}]\n", NULL);
@@ -153,6 +218,8 @@ int main(void)
         test_in_dir(test_the_place_of_a_base_image),
         cmocka_unit_test(test_wrong_options_are_refused),
         cmocka_unit_test(test_what_cannot_be_built_is_refused),
+        cmocka_unit_test(test_what_cannot_be_refreshed),
+        cmocka_unit_test(test_nothing_can_be_refreshed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -307,7 +307,6 @@ static void test_what_is_not_acted_on_is_named_once(void **state)
 {
     (void)state;
     static const char *const expected[] = {"command type gcp-auth",
-                                           "refresh_commands",
                                            "refresh_interval",
                                            "path",
                                            "ttl",

@@ -57,6 +57,15 @@ static void test_golden_values(void **state)
         "\"parent\":\"sha256:3d29baa20915cac50a3a24ccecbaa9b3737184df806ac386b95b7cd6ee863498\","
         "\"platform_version\":2,\"runner_user\":\"app\"}");
     assert_hex(&layer.digest, "51e40026a6b45de30bacdd612961226abb186316ae145635abed6556f20217e4");
+    struct cache_key once = {0}, twice = {0};
+    keys_cache_refresh(&layer, &c->layers[0], &manifest, &once);
+    keys_cache_refresh(&layer, &c->layers[0], &once.digest, &twice);
+    assert_false(cb_digest_eq(&once.digest, &layer.digest));
+    assert_false(cb_digest_eq(&once.digest, &twice.digest));
+    assert_non_null(strstr(once.inputs, "\"refreshed\":{\"previous\":\"sha256:"));
+    assert_non_null(strstr(once.inputs, "\"parent\":\"sha256:3d29baa2"));
+    cache_key_release(&once);
+    cache_key_release(&twice);
     struct template_inputs in = {.last_cache = layer.digest, .size_bytes_asked = 1};
     keys_template(c, &in, &template);
     assert_hex(&template.digest,

@@ -226,6 +226,8 @@ static void test_a_cache_record_goes_round(void **state)
         .inputs = inputs,
         .below = {{3}},
         .diff = {.media_type = media, .digest = {{1}}, .diff_id = {{2}}, .size = 9},
+        .refreshed = {{4}},
+        .refreshes = 2,
         .created_ms = -1,
         .watched = true};
     cb_strv_add(&r.hosts, "pypi.org:443/tcp");
@@ -241,6 +243,8 @@ static void test_a_cache_record_goes_round(void **state)
     assert_true(back.watched);
     assert_int_equal(back.hosts.n, 1);
     assert_string_equal(back.hosts.v[0], "pypi.org:443/tcp");
+    assert_int_equal(back.refreshes, 2);
+    assert_int_equal(back.refreshed.b[0], 4);
     assert_true(cb_digest_eq(&back.diff.diff_id, &r.diff.diff_id));
     assert_true(cb_digest_eq(&back.below, &r.below));
     cache_record_release(&back);
