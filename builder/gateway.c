@@ -221,6 +221,7 @@ __attribute__((noreturn)) static void gateway_main(const struct gateway_spec *sp
         fail(control, "epoll");
     keep_few(g);
     drop_privileges(g->control, root, parent);
+    gateway_confine();
     if (send(g->control, &ready, sizeof(ready), MSG_NOSIGNAL) < 0)
         _exit(1);
     gateway_run(g);
@@ -260,6 +261,11 @@ bool gateway_optional(const struct gateway *g)
 const char *gateway_why_not(const struct gateway *g)
 {
     return g->why_not;
+}
+
+pid_t gateway_pid(const struct gateway *g)
+{
+    return g->pid;
 }
 
 bool gateway_runs(const struct gateway *g)

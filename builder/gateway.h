@@ -17,6 +17,7 @@
 #include "support/error.h"
 
 #include <stddef.h>
+#include <sys/types.h>
 
 enum gateway_event {
     GATEWAY_CONTACT,      /* a connection (or a first datagram) was let through */
@@ -59,6 +60,7 @@ struct netns;
 /* Starts it between the namespaces of @ns, where policy 0 holds. One that ran before is ended. */
 int gateway_start(struct gateway *g, const struct netns *ns, struct cb_error *err);
 bool gateway_runs(const struct gateway *g); /* NULL: false */
+pid_t gateway_pid(const struct gateway *g); /* of its process; 0: it was not started */
 /* Makes policy @i hold, for connections that are open as well, and reports all that was refused or
  * let through before. -CB_E_ENV when the gateway has ended. */
 int gateway_select(struct gateway *g, size_t i, struct cb_error *err);

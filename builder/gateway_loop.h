@@ -104,6 +104,10 @@ struct loop {
     struct conn conns[CONNECTIONS_MAX];
 };
 
+/* gateway_sandbox.c */
+/* After it no call but those of the loop is possible. Needs no_new_privs. */
+void gateway_confine(void);
+
 /* gateway_main.c */
 /* Never returns. All descriptors are open; @control is the end that the job does not hold. */
 void gateway_run(struct loop *g) __attribute__((noreturn));
