@@ -6,6 +6,8 @@
 
 #include <fcntl.h>
 #include <git2.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 
 static struct settings settings;
@@ -228,6 +230,30 @@ static void test_submodules_in_submodules_end(void **state)
 
 /* ---- mirrors ---- */
 
+/* A server that takes the question and never answers is given up. */
+static void test_silence_ends(void **state)
+{
+    (void)state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof(at);
+    CB_AUTO_FD fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(fd, (struct sockaddr *)&at, len), 0);
+    assert_int_equal(listen(fd, 4), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&at, &len), 0);
+    CB_AUTO_FREE char *url = cb_xasprintf("git://127.0.0.1:%u/r", ntohs(at.sin_port));
+    struct git_found found = {.commit = ""};
+    git_repository *mirror = NULL;
+    uint64_t bytes;
+    assert_fails(git_ref_resolve(&settings, url, "main", 200, &found, &err), &err, CB_E_TIMEOUT,
+                 "no answer within 0 s");
+    /* the other end of the connection ends with @fd, and so does the thread */
+    cb_close(cb_take_fd(&fd));
+    memset(found.commit, 'a', GIT_COMMIT_LEN);
+    assert_fails(git_mirror_fetch(&settings, url, &found, &bytes, &mirror, &err), &err, CB_E_NET,
+                 "git://127.0.0.1:");
+}
+
 static void test_a_mirror_brings_what_is_new(void **state)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
@@ -317,6 +343,7 @@ int main(void)
         test_with_home(test_a_tree_that_multiplies),
         test_with_home(test_submodules_that_are_not_followed),
         test_with_home(test_submodules_in_submodules_end),
+        test_with_home(test_silence_ends),
         test_with_home(test_a_mirror_brings_what_is_new),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
