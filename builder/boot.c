@@ -385,9 +385,10 @@ static int use(struct boot *b, const struct template_manifest *t, struct cb_erro
         return attend(b, err);
     }
     struct step_result res = {0};
-    if ((rc = session_exec(b->s, b->r->exec_argv, &res, err)) < 0)
-        return rc;
-    return res.exit_code;
+    if ((rc = session_exec(b->s, b->r->exec_argv, &res, err)) >= 0)
+        return res.exit_code;
+    CB_AUTO_FREE char *ended = rc == -(int)CB_E_CANCELED ? NULL : end_of(b->m, err);
+    return ended ? cb_wrap(err, "%s", ended) : rc;
 }
 
 int boot_template(struct store *s, const struct settings *settings, const struct boot_request *r,

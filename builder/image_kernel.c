@@ -17,7 +17,6 @@
     "Install a kernel with its modules in a layer (Debian: `apt-get install -y "                   \
     "--no-install-recommends linux-image-amd64`), or leave `kernel` out."
 
-CB_DEFINE_CLEANUP(ext4_image, struct ext4_image *, ext4_image_close);
 CB_DEFINE_CLEANUP(ext4_file, struct ext4_file *, ext4_file_close);
 CB_DEFINE_CLEANUP(ext4_walk, struct ext4_walk *, ext4_walk_close);
 
