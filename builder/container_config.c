@@ -131,6 +131,9 @@ static json_t *linux_part(const struct container_spec *spec)
         char path[CONTAINER_ID_LEN + 2];
         (void)snprintf(path, sizeof(path), "/%s", spec->id);
         (void)json_object_set_new(l, "cgroupsPath", json_string(path));
+        /* Without one, a runtime on a machine with one hierarchy mounts its root for the agent. */
+        (void)json_array_append_new(json_object_get(l, "namespaces"),
+                                    json_pack("{s:s}", "type", "cgroup"));
     }
     return l;
 }

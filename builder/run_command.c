@@ -7,6 +7,7 @@
 #include "support/mem.h"
 #include "support/proc.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -108,6 +109,12 @@ static const char *error_type(const struct step_result *r)
     return r->timed_out ? "timeout" : r->signal ? "signal" : "exit";
 }
 
+/* For who reads exit codes: one that failed without one was ended. */
+static int exit_of(const struct step_result *r)
+{
+    return r->exit_code ? r->exit_code : r->timed_out ? 124 : 128 + SIGKILL;
+}
+
 /* What a command used, all its attempts together. */
 struct usage {
     uint32_t attempts;
@@ -146,8 +153,12 @@ static char *place_of(const struct talk *t, const struct layer *l)
                         t->drive_id ? t->drive_id : "");
 }
 
-static const char *what_to_do(enum limit_kind limit)
+/* @tail: the command's last words. */
+static const char *what_to_do(enum limit_kind limit, const char *tail)
 {
+    if (limit == LIMIT_NONE && strstr(tail, "No space left on device"))
+        return "what it wrote did not fit: the builder's disk has `disk_gb` of the settings, "
+               "/dev/shm 64 MiB, /run half of the memory; the layers before it are kept";
     switch (limit) {
     case LIMIT_MEMORY:
         return "give the command more `ram`, or the builder a larger `tier`; the layers before it "
@@ -180,7 +191,7 @@ static int fail_command(struct talk *t, const struct layer *l, size_t i, const c
     if (refused[0])
         return cb_hint(err, "if it has to reach them, say so in the file: `allowed_hosts` of the "
                             "command, or `config.network_policy`");
-    return cb_hint(err, "%s", what_to_do(limit));
+    return cb_hint(err, "%s", what_to_do(limit, tail));
 }
 
 /* The machine or the agent failed, not the command. */
@@ -315,7 +326,7 @@ static int run_program(struct talk *t, const struct layer *l, size_t i, struct c
                 (void)snprintf(how + strlen(how), sizeof(how) - strlen(how), " at attempt %u",
                                tries);
             rc = fail_command(t, l, i, title, how, r.limit, err);
-            emit_step_end(&b->em, r.exit_code ? r.exit_code : 124, err);
+            emit_step_end(&b->em, exit_of(&r), err);
             return rc;
         }
         emit_note(&b->em,

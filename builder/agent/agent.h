@@ -157,6 +157,8 @@ int groups_mount(const char *at, struct fail *f);
 /* What @path holds: a mounted hierarchy, or folders named after controllers. */
 int groups_open(struct groups *g, const char *path, struct fail *f);
 void groups_close(struct groups *g);
+/* @text, of /proc/self/cgroup, says that the one hierarchy's root as we see it is our own group. */
+bool groups_are_ours(const char *text);
 /* Removes the groups of commands in which nothing runs any more. */
 void groups_sweep(struct groups *g);
 

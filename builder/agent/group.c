@@ -105,9 +105,31 @@ int groups_mount(const char *at, struct fail *f)
     return 0;
 }
 
+bool groups_are_ours(const char *text)
+{
+    static const char *const ours[] = {"0::/\n", "0::/agent\n"};
+    for (const char *l = text; *l; l += strcspn(l, "\n") + (l[strcspn(l, "\n")] == '\n'))
+        for (size_t i = 0; i < ARRAY_LEN(ours); i++)
+            if (strncmp(l, ours[i], strlen(ours[i])) == 0)
+                return true;
+    return false;
+}
+
+/* What is mounted must be the group that we are in: the root of a machine of ours, or of a
+ * container's namespace. In any other, groups would be made beside it. */
+static int check_ours(struct fail *f)
+{
+    struct text t = {0};
+    bool ours = read_file("/proc/self/cgroup", FILE_MAX_BYTES, &t) == 0 && groups_are_ours(t.p);
+    text_release(&t);
+    return ours ? 0 : fail_set(f, FAIL_SYSTEM, "control groups: they are not the container's own");
+}
+
 /* One hierarchy: whoever is not its root may hand on controllers only when nothing runs in it. */
 static int open_unified(struct groups *g, struct fail *f)
 {
+    if (check_ours(f) < 0)
+        return -1;
     if (write_at(g->dirs[0], "cgroup.subtree_control", "+memory +pids +cpu") == 0)
         return 0;
     if (mkdirat(g->dirs[0], "agent", 0755) < 0 && errno != EEXIST)

@@ -58,6 +58,27 @@ static void test_a_folder_without_groups_is_refused(void **state)
     assert_false(g.open);
 }
 
+static void test_the_one_hierarchy_has_to_be_ours(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        bool ours;
+    } rows[] = {
+        {"0::/\n", true},
+        {"0::/agent\n", true},
+        {"9:memory:/x\n1:name=systemd:/\n0::/\n", true},
+        {"0::/system.slice/capsule-build-1\n", false},
+        {"0::/agent2\n", false},
+        {"0::/../..\n", false},
+        {"10::/\n", false},
+        {"5:pids:/\n", false},
+        {"", false},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        assert_int_equal(groups_are_ours(rows[i].text), rows[i].ours);
+}
+
 /* This machine's groups of the first version, as a container's runtime hands them on. */
 struct real {
     char *dir;
@@ -183,6 +204,7 @@ int main(void)
                                         check_dir_teardown),
         cmocka_unit_test_setup_teardown(test_a_folder_without_groups_is_refused, check_dir_setup,
                                         check_dir_teardown),
+        cmocka_unit_test(test_the_one_hierarchy_has_to_be_ours),
         cmocka_unit_test_setup_teardown(test_a_real_group_holds, check_dir_setup,
                                         check_dir_teardown),
     };

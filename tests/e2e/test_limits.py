@@ -57,6 +57,7 @@ class Limits:
         self.assertRegex(got.error, r"layer one: command 1 of 2 " + pattern)
         end = got.of("step-end")[-1]
         self.assertEqual((end["ok"], end["record"]["success"]), (False, False))
+        self.assertNotEqual(end["exit"], 0)
         self.assertEqual(end["record"]["error"]["error_type"], kind)
         self.assertNotIn("went-on", got.output())
         return got
@@ -79,6 +80,10 @@ class Limits:
     def test_a_disk_filler(self):
         self.fails("filler", "head -c 2G /dev/zero > /srv/big", r"ended with exit code 1: the builder's disk \([0-9.]+ MiB\) is full",
                    "disk_full", settings="disk_gb: 1\n")
+
+    def test_a_file_that_does_not_fit_in_memory(self):
+        got = self.build("huge", "head -c 100M /dev/zero > /dev/shm/x")
+        self.ends(got, 1, r"No space left on device", r"what it wrote did not fit: the builder's disk has `disk_gb`")
 
     def test_a_process_that_ignores_signals_runs_out_of_time(self):
         deaf = {"type": "shell", "args": ["bash", "-c", "trap '' TERM INT HUP; while :; do sleep 0.2; done"], "timeout": "1s"}
