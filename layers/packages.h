@@ -54,6 +54,13 @@ int packages_read_rpm_header(const void *data, size_t len, struct package_list *
 int packages_read_rpm_db(const char *path, struct package_list *l, size_t *bad,
                          struct cb_error *err);
 
+/* The two older databases of rpm, whole: ndb (Packages.db), and a hash of Berkeley DB (Packages).
+ */
+int packages_read_rpm_ndb(const void *data, size_t len, struct package_list *l, size_t *bad,
+                          struct cb_error *err);
+int packages_read_rpm_bdb(const void *data, size_t len, struct package_list *l, size_t *bad,
+                          struct cb_error *err);
+
 /* For the readers. */
 /* @p as text that may stand in a document: what is not UTF-8 becomes U+FFFD, control characters
  * and spaces a space, none at the ends; at most 1024 bytes. Owned, NULL when nothing is left. */

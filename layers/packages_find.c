@@ -8,7 +8,9 @@
 
 #include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define COPY_STEP (1u << 20)
 #define OS_RELEASE_MAX (64u << 10)
@@ -183,6 +185,12 @@ static int find_status_d(struct finder *f, struct cb_error *err)
 
 /* ---- rpm ---- */
 
+static void note_bad_headers(struct finder *f, const char *path, size_t n)
+{
+    if (n)
+        cb_strv_addf(&f->out->notes, "%s: %zu package headers are damaged and left out", path, n);
+}
+
 static int read_rpm_copy(struct finder *f, const char *path, const struct ext4_entry *e,
                          const char *copy, const char *log, struct cb_error *err)
 {
@@ -197,9 +205,47 @@ static int read_rpm_copy(struct finder *f, const char *path, const struct ext4_e
     size_t bad = 0;
     if (rc == 0)
         rc = packages_read_rpm_db(copy, &f->out->list, &bad, err);
-    if (bad)
-        cb_strv_addf(&f->out->notes, "%s: %zu package headers are damaged and left out", path, bad);
+    note_bad_headers(f, path, bad);
     return rc;
+}
+
+typedef int (*rpm_reader)(const void *, size_t, struct package_list *, size_t *, struct cb_error *);
+
+/* Mapped, so that its size is not memory of ours. Nobody else has the file. */
+static int read_mapped(struct finder *f, const char *path, const struct ext4_entry *e,
+                       rpm_reader read, struct cb_error *err)
+{
+    int rc = copy_file(f, e, f->scratch, err);
+    if (rc < 0)
+        return rc;
+    struct stat st;
+    CB_AUTO_FD fd = open(f->scratch, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return cb_fail_sys(err, errno, "open %s", f->scratch);
+    if (st.st_size == 0)
+        return 0;
+    size_t bad = 0, len = (size_t)st.st_size;
+    void *map = mmap(NULL, len, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (map == MAP_FAILED)
+        return cb_fail_sys(err, errno, "map %s", f->scratch);
+    rc = read(map, len, &f->out->list, &bad, err);
+    (void)munmap(map, len);
+    note_bad_headers(f, path, bad);
+    return rc;
+}
+
+static int find_old_rpm(struct finder *f, const char *path, rpm_reader read, struct cb_error *err)
+{
+    struct ext4_entry e;
+    int rc = look(f, path, &e, err);
+    if (rc <= 0 || e.size == 0 || !is_new(f, e.ino))
+        return rc;
+    CB_AUTO_ERROR why = CB_ERROR_INIT;
+    struct timespec mtime = e.mtime;
+    rc = read_mapped(f, path, &e, read, &why);
+    (void)unlink(f->scratch);
+    was_read(f, path, &mtime);
+    return rc < 0 ? note_or_fail(f, path, &why, err) : 0;
 }
 
 static int find_rpm(struct finder *f, const char *folder, struct cb_error *err)
@@ -219,13 +265,12 @@ static int find_rpm(struct finder *f, const char *folder, struct cb_error *err)
             rc = note_or_fail(f, path, &why, err);
     }
     static const struct {
-        const char *file, *what;
-    } old[] = {{"Packages", "a database of rpm in the format of Berkeley DB is not read"},
-               {"Packages.db", "a database of rpm in the format ndb is not read"}};
-    for (size_t i = 0; i < 2 && rc >= 0; i++) {
+        const char *file;
+        rpm_reader read;
+    } old[] = {{"Packages", packages_read_rpm_bdb}, {"Packages.db", packages_read_rpm_ndb}};
+    for (size_t i = 0; i < sizeof(old) / sizeof(*old) && rc >= 0; i++) {
         CB_AUTO_FREE char *other = cb_xasprintf("%s/%s", folder, old[i].file);
-        if ((rc = look(f, other, &e, err)) > 0 && e.size && is_new(f, e.ino))
-            cb_strv_addf(&f->out->notes, "%s: %s", other, old[i].what);
+        rc = find_old_rpm(f, other, old[i].read, err);
     }
     return rc < 0 ? rc : 0;
 }

@@ -82,7 +82,7 @@ def main():
     with tempfile.TemporaryDirectory() as dir_:
         subprocess.run([sys.argv[1]], check=True, env=os.environ | {"CB_SPDX_OUT": dir_}, stdout=subprocess.DEVNULL)
         files = sorted(Path(dir_).iterdir())
-        assert len(files) == 5, files
+        assert len(files) == 6, files
         for f in files:
             print(f.name, check(f.read_text(encoding="utf-8")), "packages")
 

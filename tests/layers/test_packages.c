@@ -277,6 +277,100 @@ static void test_rpm_database(void **state)
     assert_int_equal(sqlite3_close(db), SQLITE_OK);
 }
 
+#define OLD CB_SOURCE_DIR "/tests/fuzz/corpus/rpm_old/"
+
+typedef int (*rpm_reader)(const void *, size_t, struct package_list *, size_t *, struct cb_error *);
+
+static void read_old(const char *name, struct cb_buf *out)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    CB_AUTO_FREE char *path = cb_xasprintf(OLD "%s", name);
+    assert_ok(cb_read_file(path, 1 << 20, out, &err), &err);
+}
+
+/* The two of Berkeley DB were written by its own db_load. */
+static void test_older_rpm_databases(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *file;
+        rpm_reader read;
+        const char *first, *second;
+    } cases[] = {
+        {"bdb-chains", packages_read_rpm_bdb, "bom-other", "bom-sample"},
+        {"bdb-inline", packages_read_rpm_bdb, "one", "two"},
+        {"ndb", packages_read_rpm_ndb, "bom-other", "bom-sample"},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        CB_AUTO_ERROR err = CB_ERROR_INIT;
+        CB_AUTO_BUF db = CB_BUF_INIT(0);
+        struct package_list l = {0};
+        size_t bad = 9;
+        read_old(cases[i].file, &db);
+        assert_ok(cases[i].read(db.data, db.len, &l, &bad, &err), &err);
+        package_list_sort(&l);
+        assert_int_equal(bad, 0);
+        assert_int_equal(l.n, 2);
+        assert_string_equal(l.v[0].name, cases[i].first);
+        assert_string_equal(l.v[1].name, cases[i].second);
+        package_list_release(&l);
+        for (size_t n = 0; n < db.len; n += 61) { /* cut: an error, or fewer of them */
+            CB_AUTO_ERROR cut = CB_ERROR_INIT;
+            CB_AUTO_FREE char *part = cb_xcalloc(1, n + 1);
+            memcpy(part, db.data, n);
+            int rc = cases[i].read(part, n, &l, &bad, &cut);
+            assert_true(rc == 0 || rc == -(int)CB_E_CORRUPT);
+            assert_true(l.n <= 2);
+            package_list_release(&l);
+        }
+    }
+}
+
+static void put32(struct cb_buf *b, size_t at, uint32_t v)
+{
+    for (int i = 0; i < 4; i++)
+        b->data[at + (size_t)i] = (char)(v >> 8 * i);
+}
+
+static void test_hostile_older_rpm_databases(void **state)
+{
+    (void)state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct package_list l = {0};
+    size_t bad = 0;
+    CB_AUTO_BUF ndb = CB_BUF_INIT(0), chains = CB_BUF_INIT(0);
+    read_old("ndb", &ndb);
+    for (size_t at = 32; at < 4096; at += 16) { /* all slots name one blob */
+        put32(&ndb, at + 4, 1);
+        put32(&ndb, at + 8, 4096 / 16);
+    }
+    assert_fails(packages_read_rpm_ndb(ndb.data, ndb.len, &l, &bad, &err), &err, CB_E_CORRUPT,
+                 "its blobs lie over each other");
+    package_list_release(&l);
+    ndb.data[32] = 'X';
+    assert_fails(packages_read_rpm_ndb(ndb.data, ndb.len, &l, &bad, &err), &err, CB_E_CORRUPT,
+                 "a slot that is none");
+    put32(&ndb, 12, UINT32_MAX);
+    assert_fails(packages_read_rpm_ndb(ndb.data, ndb.len, &l, &bad, &err), &err, CB_E_CORRUPT,
+                 "it ends early");
+    put32(&ndb, 4, 1);
+    assert_fails(packages_read_rpm_ndb(ndb.data, ndb.len, &l, &bad, &err), &err, CB_E_CORRUPT,
+                 "a version of ndb that is not known");
+    read_old("bdb-chains", &chains);
+    for (size_t page = 512; page < chains.len; page += 512) /* every chain comes back to itself */
+        if (chains.data[page + 25] == 7)
+            put32(&chains, page + 16, (uint32_t)(page / 512));
+    assert_ok(packages_read_rpm_bdb(chains.data, chains.len, &l, &bad, &err), &err);
+    assert_int_equal(l.n, 0);
+    assert_int_equal(bad, 2);
+    put32(&chains, 20, 777);
+    assert_fails(packages_read_rpm_bdb(chains.data, chains.len, &l, &bad, &err), &err, CB_E_CORRUPT,
+                 "pages that cannot be read");
+    put32(&chains, 12, 0);
+    assert_fails(packages_read_rpm_bdb(chains.data, chains.len, &l, &bad, &err), &err, CB_E_CORRUPT,
+                 "it does not begin as a hash of Berkeley DB does");
+}
+
 /* A schema that would have the reader work for ever, or is not one. */
 static void test_hostile_rpm_database(void **state)
 {
@@ -355,6 +449,8 @@ int main(void)
         cmocka_unit_test(test_rpm_header),
         test_in_dir(test_rpm_database),
         test_in_dir(test_hostile_rpm_database),
+        cmocka_unit_test(test_older_rpm_databases),
+        cmocka_unit_test(test_hostile_older_rpm_databases),
         cmocka_unit_test(test_licenses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

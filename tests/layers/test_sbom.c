@@ -162,11 +162,38 @@ static void test_rpm_and_old_formats(void **state)
     CB_AUTO_FREE char *text = document(f, "fedora", &p);
     assert_int_equal(p.list.n, 2);
     assert_int_equal(p.notes.n, 2);
-    assert_non_null(strstr(p.notes.v[0], "Berkeley DB is not read"));
-    assert_non_null(strstr(p.notes.v[1], "ndb is not read"));
+    assert_non_null(strstr(p.notes.v[0], "rpm/Packages: not a database of rpm: it does not begin"));
+    assert_non_null(strstr(p.notes.v[1], "rpm/Packages.db: not a database of rpm"));
     assert_non_null(strstr(text, "\"Organization: Fedora Project\""));
     assert_non_null(strstr(text, "\"2:1.4-3.fc40\""));
     image_packages_release(&p);
+}
+
+static void test_older_rpm(void **state)
+{
+    static const struct {
+        const char *path, *seed;
+    } cases[] = {{"var/lib/rpm/Packages", "bdb-chains"},
+                 {"usr/lib/sysimage/rpm/Packages.db", "ndb"}};
+    struct image_fixture *f = *state;
+    for (size_t i = 0; i < 2; i++) {
+        CB_AUTO_FREE char *db =
+            cb_xasprintf(CB_SOURCE_DIR "/tests/fuzz/corpus/rpm_old/%s", cases[i].seed);
+        struct tar_build t;
+        tb_init(&t);
+        tb_file(&t, "etc/os-release", "ID=\"sles\"\nVERSION_ID=15.6\n");
+        add_blob_file(&t, cases[i].path, db);
+        f->n = 0;
+        add_layer(f, &t);
+        flatten_clean(f);
+        struct image_packages p;
+        CB_AUTO_FREE char *text = document(f, "sles", &p);
+        assert_int_equal(p.list.n, 2);
+        assert_int_equal(p.notes.n, 0);
+        assert_string_equal(p.sources.v[0], cases[i].path);
+        assert_non_null(strstr(text, "\"name\":\"bom-other\""));
+        image_packages_release(&p);
+    }
 }
 
 static void test_nothing_and_traps(void **state)
@@ -192,11 +219,9 @@ static void test_nothing_and_traps(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        test_image(test_debian),
-        test_image(test_distroless),
-        test_image(test_alpine),
-        test_image(test_rpm_and_old_formats),
-        test_image(test_nothing_and_traps),
+        test_image(test_debian),    test_image(test_distroless),
+        test_image(test_alpine),    test_image(test_rpm_and_old_formats),
+        test_image(test_older_rpm), test_image(test_nothing_and_traps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
