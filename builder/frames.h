@@ -126,9 +126,12 @@ enum frame_tag {
     TAG_COPY_END,    /* nothing follows */
     TAG_DRIVE = 140, /* which of the machine's drives, from 0; its DRIVE_PATH follows */
     TAG_DRIVE_PATH = 141,
-    TAG_PREVIOUS = 142, /* a folder of the scratch disk: what the layer's commands left before */
-    TAG_NONCE = 170,    /* FRAME_NONCE_LEN bytes */
-    TAG_ENTROPY = 171,  /* FRAME_ENTROPY_LEN bytes for the random number generator */
+    TAG_PREVIOUS = 142,    /* a folder of the scratch disk: what the layer's commands left before */
+    TAG_SECRET_PATH = 150, /* LAYER_BEGIN: absolute path in the layer; its bytes follow */
+    TAG_SECRET_DATA,
+    TAG_SECRETIVE,     /* commands have secrets: they leave no core files */
+    TAG_NONCE = 170,   /* FRAME_NONCE_LEN bytes */
+    TAG_ENTROPY = 171, /* FRAME_ENTROPY_LEN bytes for the random number generator */
     TAG_STACK = 190, /* SETUP: the scratch disk was used before, and has so many finished layers */
     TAG_ROWS = 191,  /* of a terminal */
     TAG_COLS = 192,

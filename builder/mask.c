@@ -28,6 +28,7 @@ struct tree {
 
 struct mask {
     struct tree plain, coded;
+    uint8_t code_of[256]; /* as_coded() */
     bool ready;
 };
 
@@ -73,10 +74,13 @@ static void tree_add(struct tree *t, const uint8_t *p, size_t n)
 
 static uint32_t tree_step(const struct tree *t, uint32_t at, uint8_t byte)
 {
-    uint32_t c;
-    while ((c = child_of(t, at, byte)) == 0 && at != 0)
+    while (at != 0) {
+        uint32_t c = child_of(t, at, byte);
+        if (c)
+            return c;
         at = t->v[at].fail;
-    return c;
+    }
+    return t->top[byte];
 }
 
 /* Links each node to where the search goes on when it is a dead end; by depth, so that what a link
@@ -202,6 +206,15 @@ void mask_add(struct mask *m, const void *value, size_t len)
 
 /* ---- streams ---- */
 
+/* The byte @c as one of base64, in its usual alphabet; 0: it is none. */
+static uint8_t as_coded(uint8_t c)
+{
+    if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '+' ||
+        c == '/' || c == '=')
+        return c;
+    return c == '-' ? '+' : c == '_' ? '/' : 0;
+}
+
 void mask_stream_init(struct mask_stream *s, struct mask *m)
 {
     *s = (struct mask_stream){
@@ -209,6 +222,8 @@ void mask_stream_init(struct mask_stream *s, struct mask *m)
     if (!m->ready) {
         tree_link(&m->plain);
         tree_link(&m->coded);
+        for (unsigned c = 0; c < 256; c++)
+            m->code_of[c] = as_coded((uint8_t)c);
         m->ready = true;
     }
 }
@@ -242,40 +257,33 @@ static size_t back(const struct mask_stream *s, size_t end, size_t n)
     return end;
 }
 
-static bool is_coded(uint8_t c)
-{
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '+' ||
-           c == '/' || c == '=';
-}
-
-/* The byte at @at of `held` as one of base64. */
-static void step_coded(struct mask_stream *s, size_t at)
+/* The byte @c at @at of `held`, as one of base64. */
+static void step_coded(struct mask_stream *s, uint8_t c, size_t at)
 {
     const struct tree *t = &s->mask->coded;
-    uint8_t c = (uint8_t)s->held.data[at];
-    if (c == '-' || c == '_')
-        c = c == '-' ? '+' : '/';
-    if ((c == '\n' || c == '\r') && s->coded && s->run >= WRAP_COLUMNS && s->breaks < WRAP_BREAKS) {
-        s->breaks++;
-        return;
-    }
-    if (!is_coded(c)) {
+    uint8_t code = s->mask->code_of[c];
+    if (!code) {
+        bool breaks = (c == '\n' || c == '\r') && s->coded && s->run >= WRAP_COLUMNS;
+        if (breaks && s->breaks < WRAP_BREAKS) {
+            s->breaks++;
+            return;
+        }
         s->coded = 0;
         s->run = s->breaks = 0;
         return;
     }
     s->run = s->breaks ? 1 : s->run + 1;
     s->breaks = 0;
-    s->coded = tree_step(t, s->coded, c);
-    if (t->v[s->coded].match)
+    s->coded = tree_step(t, s->coded, code);
+    if (s->coded && t->v[s->coded].match)
         mark(s, back(s, at + 1, t->v[s->coded].match), at + 1);
 }
 
-static void step_plain(struct mask_stream *s, size_t at)
+static void step_plain(struct mask_stream *s, uint8_t c, size_t at)
 {
     const struct tree *t = &s->mask->plain;
-    s->plain = tree_step(t, s->plain, (uint8_t)s->held.data[at]);
-    if (t->v[s->plain].match)
+    s->plain = tree_step(t, s->plain, c);
+    if (s->plain && t->v[s->plain].match)
         mark(s, at + 1 - t->v[s->plain].match, at + 1);
 }
 
@@ -283,10 +291,9 @@ static void step_plain(struct mask_stream *s, size_t at)
 static void release(struct mask_stream *s, size_t n, struct cb_buf *out)
 {
     for (size_t i = 0; i < n;) {
-        size_t run = 1;
-        while (i + run < n && s->hit.data[i + run] == s->hit.data[i])
-            run++;
         bool hit = s->hit.data[i] != 0;
+        const char *end = memchr(s->hit.data + i, !hit, n - i);
+        size_t run = end ? (size_t)(end - (s->hit.data + i)) : n - i;
         if (!hit)
             (void)cb_buf_add(out, s->held.data + i, run);
         else if (!s->masking)
@@ -316,8 +323,9 @@ void mask_feed(struct mask_stream *s, const void *p, size_t n, struct cb_buf *ou
         (void)cb_buf_add(&s->hit, none, more < sizeof(none) ? more : sizeof(none));
     }
     for (; at < s->held.len; at++) {
-        step_plain(s, at);
-        step_coded(s, at);
+        uint8_t c = (uint8_t)s->held.data[at];
+        step_plain(s, c, at);
+        step_coded(s, c, at);
     }
     size_t plain = s->held.len - s->mask->plain.v[s->plain].depth;
     size_t coded = s->held.len;

@@ -397,6 +397,18 @@ static int run_commands(struct talk *t, const struct build_layer *l, size_t from
     return rc < 0 ? rc : drives_fill(t, l->declared, err);
 }
 
+static struct guest_layer guest_layer_of(const struct build *b, const struct build_layer *l)
+{
+    const struct layer_secrets *secrets = secrets_of(b->secrets, (size_t)(l - b->layers));
+    struct guest_layer g = {.name = l->declared->name};
+    if (secrets) {
+        g.secretive = secrets->env.n || secrets->n_files;
+        g.secrets = secrets->files;
+        g.n_secrets = secrets->n_files;
+    }
+    return g;
+}
+
 /* @kept: it goes on from there, its files from outside and earlier commands are there; or NULL. */
 static int run_layer(struct talk *t, struct build_layer *l, const struct kept_state *kept,
                      struct cb_error *err)
@@ -408,8 +420,8 @@ static int run_layer(struct talk *t, struct build_layer *l, const struct kept_st
         build_state_command(&t->state, &l->declared->init_commands.v[i]);
         emit_step_cached(&t->b->em, PHASE_RECIPE, l->declared->name, title);
     }
-    struct guest_layer g = {.name = l->declared->name,
-                            .previous = l->refresh ? PREVIOUS_FOLDER : NULL};
+    struct guest_layer g = guest_layer_of(t->b, l);
+    g.previous = l->refresh ? PREVIOUS_FOLDER : NULL;
     int rc = session_layer_begin(t->s, &g, err);
     if (rc < 0) {
         cb_wrap(err, "layer %s: begin", l->declared->name);

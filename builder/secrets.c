@@ -41,8 +41,16 @@ void secrets_free(struct secrets *s)
 {
     if (!s)
         return;
-    for (size_t i = 0; i < s->n_layers; i++)
-        wipe_pairs(&s->layers[i].env);
+    for (size_t i = 0; i < s->n_layers; i++) {
+        struct layer_secrets *l = &s->layers[i];
+        wipe_pairs(&l->env);
+        for (size_t j = 0; j < l->n_files; j++) {
+            char *data = l->files[j].data;
+            explicit_bzero(data, l->files[j].len);
+            free(data);
+        }
+        free(l->files);
+    }
     free(s->layers);
     mask_free(s->mask);
     cb_strv_release(&s->unmasked);
@@ -200,6 +208,15 @@ static int set_variable(struct layer_secrets *to, const char *name, struct cb_bu
     return 0;
 }
 
+/* As it is, byte for byte. */
+static void add_file(struct layer_secrets *to, const char *path, const struct cb_buf *value)
+{
+    size_t cap = to->n_files; /* few: grown one by one */
+    to->files = cb_xgrow(to->files, &cap, to->n_files, sizeof(*to->files));
+    to->files[to->n_files++] = (struct guest_secret){
+        path, cb_xmemdup(value->data ? value->data : "", value->len + 1), value->len};
+}
+
 static int load_secret(struct loading *l, struct layer_secrets *to, const struct secret *secret,
                        struct cb_error *err)
 {
@@ -209,6 +226,8 @@ static int load_secret(struct loading *l, struct layer_secrets *to, const struct
     if (rc == 0 && secret->env) {
         CB_AUTO_FREE char *name = variable_name(secret->env);
         rc = set_variable(to, name, &value, err);
+    } else if (rc == 0) {
+        add_file(to, secret->path, &value);
     }
     if (rc == 0)
         rc = count(l, what, &value, err);
@@ -239,6 +258,8 @@ static int check_size(const struct layer_secrets *to, struct cb_error *err)
     size_t size = 0;
     for (size_t i = 0; i < to->env.n; i++)
         size += strlen(to->env.v[i].key) + strlen(to->env.v[i].value);
+    for (size_t i = 0; i < to->n_files; i++)
+        size += strlen(to->files[i].path) + to->files[i].len;
     return size <= SECRETS_LAYER_MAX
                ? 0
                : cb_fail(err, CB_E_LIMIT, "its secrets are larger than %d KiB",

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "builder/mask.h"
+#include "builder/session.h"
 #include "schemas/config.h"
 #include "support/error.h"
 
@@ -17,6 +18,8 @@ enum {
 /* What the commands of one layer get. */
 struct layer_secrets {
     struct config_pairs env;
+    struct guest_secret *files; /* their bytes are owned */
+    size_t n_files;
 };
 
 struct secrets {

@@ -205,7 +205,15 @@ int session_layer_begin(struct session *s, const struct guest_layer *l, struct c
     sess_put_env(&o, l->env);
     frame_put_text(&o, TAG_WORKDIR, l->workdir);
     frame_put_text(&o, TAG_USER, l->user);
+    if (l->secretive)
+        frame_put_number(&o, TAG_SECRETIVE, 1);
+    for (size_t i = 0; i < l->n_secrets; i++) {
+        frame_put_text(&o, TAG_SECRET_PATH, l->secrets[i].path);
+        frame_put(&o, TAG_SECRET_DATA, l->secrets[i].data, l->secrets[i].len);
+    }
     int rc = sess_ask(s, &o, SETUP_MS * s->factor, err);
+    if (l->n_secrets)
+        explicit_bzero(o.p, o.len); /* what was sent does not stay in our memory */
     return rc < 0 ? cb_wrap(err, "begin layer %s", l->name) : 0;
 }
 int session_layer_end(struct session *s, struct guest_diff *out, struct cb_error *err)

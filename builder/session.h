@@ -74,10 +74,18 @@ struct guest_setup {
 };
 int session_setup(struct session *s, const struct guest_setup *g, struct cb_error *err);
 
+struct guest_secret {
+    const char *path; /* of the file that holds it, absolute */
+    char *data;
+    size_t len;
+};
 struct guest_layer {
     const char *name;
     const char *previous; /* a folder of the scratch disk with the layer's result (an upper), which
                            * its commands go on from and which is used up; NULL: they begin anew */
+    bool secretive;       /* its steps get secrets, also if there is no file */
+    const struct guest_secret *secrets;
+    size_t n_secrets;
     const struct config_pairs *env; /* or NULL */
     const char *workdir, *user;     /* or NULL: from the setup */
 };

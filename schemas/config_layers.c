@@ -238,7 +238,7 @@ static const struct field secret_fields[] = {
      .offset = AT(env),
      .max = 1024,
      .accepts = VARIABLE_ACCEPTS},
-    {.name = "path", .read = read_absolute_path, .offset = AT(path), .note = "path"},
+    {.name = "path", .read = read_absolute_path, .offset = AT(path)},
     {.name = "version", .read = read_string, .offset = AT(version), .max = 128},
     {.name = NULL},
 };

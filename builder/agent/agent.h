@@ -199,6 +199,7 @@ struct job_spec {
     const struct words *env;
     const struct ident *who;
     const char *workdir; /* made when missing; NULL: / */
+    bool secretive;      /* it has secrets: it may leave no core file */
     bool contained;      /* the capabilities of a container, not all of them */
     bool console;        /* stdin, stdout and stderr are the console: nothing is captured */
     int input;           /* becomes stdin; 0: /dev/null does */
@@ -383,10 +384,23 @@ struct drive_place {
     unsigned disk; /* it is at DRIVES/DISK */
     char *path;    /* where it belongs */
 };
+/* A file that the layer's commands see and its diff does not (secret.c). */
+enum { SECRET_FILES_MAX = 64 };
+struct secret_file {
+    char *path; /* absolute */
+    uint8_t *data;
+    size_t len;
+};
+struct secret_files {
+    struct secret_file *v;
+    size_t n;
+};
 struct layer_spec {
     char *name, *user, *workdir;
     char *previous; /* the folder that becomes its upper; NULL: an empty one */
     struct words env;
+    struct secret_files secrets;
+    bool secretive; /* its commands have secrets, in files or not */
     bool first;
     struct drive_place drives[AG_DRIVES_MAX];
     size_t n_drives;
@@ -409,6 +423,33 @@ struct step_spec {
 };
 void step_release(struct step_spec *s);
 int step_parse(struct step_spec *s, const uint8_t *p, size_t n, struct fail *f);
+
+/* --- secret.c --- */
+
+void secret_files_release(struct secret_files *s); /* and overwrites them */
+/* A field TAG_SECRET_PATH or TAG_SECRET_DATA, which come in pairs. */
+int secret_files_take(struct secret_files *s, const struct frame_field *x, struct fail *f);
+/* A file, or a folder on the way to it, that was made so that a secret can be mounted there. */
+struct stub {
+    int folder; /* in which */
+    char *name;
+    bool is_folder;
+    ino_t ino;
+    struct timespec before, after; /* times of the folder, when it was made */
+};
+struct stubs {
+    struct stub *v;
+    size_t n;
+};
+/* In the layer's files, which are mounted at @at; no process of the layer runs. */
+int stubs_make(struct stubs *s, const char *at, const struct secret_files *secrets, struct fail *f);
+/* None runs any more. What commands put into such a folder stays. */
+void stubs_remove(struct stubs *s);
+/* In the process whose root is the layer's: mounts them. Each descriptor in @fds stays open for: */
+int secret_files_place(const struct secret_files *s, int *fds, struct fail *f);
+/* From now on they are @who's. */
+int secret_files_give(const struct secret_files *s, const int *fds, const struct ident *who,
+                      struct fail *f);
 
 /* --- copy.c: files from the host --- */
 

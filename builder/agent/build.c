@@ -33,8 +33,10 @@ struct build {
     bool ready, in_layer, first_done;
     struct chan child; /* the layer's init, or the process that takes the diff out; fd -1: none */
     pid_t child_pid;
-    bool waiting; /* the host waits for what the child answers */
-    bool taking;  /* the child takes a diff out */
+    struct stubs stubs;
+    bool beginning; /* the init has not said that it is ready */
+    bool waiting;   /* the host waits for what the child answers */
+    bool taking;    /* the child takes a diff out */
     uint32_t step;
     int output;
     uint64_t output_at, output_limit;
@@ -113,8 +115,15 @@ static int start_init(struct build *b, struct fail *f)
         return -1;
     chan_init(&b->child, fd, FRAME_REPLY_MAX);
     b->layer.first = false;
-    b->waiting = true;
+    b->waiting = b->beginning = true;
     return 0;
+}
+
+/* No process of the layer runs any more after this, and nothing keeps its mount busy. */
+static void end_init(struct build *b)
+{
+    end_child(b);
+    stubs_remove(&b->stubs);
 }
 
 /* Both restack: what the layer's processes left running ends, as at the end of a layer. */
@@ -122,7 +131,7 @@ static int do_try(struct build *b, bool keep, struct fail *f)
 {
     if (!b->in_layer || (keep && !b->stack.trying))
         return fail_set(f, FAIL_PROTOCOL, "%s out of order", keep ? "TRY_KEEP" : "TRY");
-    end_child(b);
+    end_init(b);
     if (stack_freeze(&b->stack, f) < 0)
         return -1;
     int rc = keep ? stack_keep(&b->stack, f) : stack_try(&b->stack, f);
@@ -135,7 +144,7 @@ static int do_drives(struct build *b, const uint8_t *p, size_t n, struct fail *f
 {
     if (!b->in_layer || b->stack.trying || b->layer.n_drives)
         return fail_set(f, FAIL_PROTOCOL, "DRIVES out of order");
-    end_child(b);
+    end_init(b);
     if (drives_parse(&b->layer, p, n, f) < 0 ||
         drives_attach(&b->layer, b->mode->drives, b->mode->machine, f) < 0)
         return -1;
@@ -218,7 +227,7 @@ static int do_layer_end(struct build *b, struct fail *f)
         return fail_set(f, FAIL_PROTOCOL, "LAYER_END out of order");
     /* With its init every process of the namespace dies, and they are all gone when it is reaped.
      * The same kernel reads the upper next, so nothing has to reach the scratch disk for that. */
-    end_child(b);
+    end_init(b);
     b->in_layer = false;
     if (stack_freeze(&b->stack, f) < 0 ||
         drives_detach(&b->layer, b->mode->drives, b->mode->machine, f) < 0)
@@ -280,10 +289,20 @@ static void child_gone(struct build *b)
     }
 }
 
+/* The init is ready, and has made the user that may own a home: now there is room for secrets. It
+ * mounts them before it carries anything out. */
+static int make_room(struct build *b, struct fail *f)
+{
+    bool begun = b->beginning;
+    b->beginning = false;
+    return begun ? stubs_make(&b->stubs, "m", &b->layer.secrets, f) : 0;
+}
+
 /* What a child said goes to the host; an answer ends the request. */
 static void on_child(struct build *b)
 {
     struct frame_head h;
+    struct fail f;
     const uint8_t *p;
     bool gone = chan_fill(&b->child) < 0;
     int got;
@@ -292,7 +311,10 @@ static void on_child(struct build *b)
             gone = true;
             break;
         }
-        (void)chan_send_bytes(b->host, p - FRAME_HEAD, FRAME_HEAD + (size_t)h.length);
+        if (h.type == FRAME_DONE && make_room(b, &f) < 0)
+            (void)chan_send_fail(b->host, h.step, &f);
+        else
+            (void)chan_send_bytes(b->host, p - FRAME_HEAD, FRAME_HEAD + (size_t)h.length);
         bool answer = h.type != FRAME_OUTPUT && h.type != FRAME_NOTE && h.type != FRAME_TAKEN;
         if (h.type == FRAME_LAYER_DONE)
             layer_done(b, p, h.length);
@@ -320,7 +342,7 @@ static int do_shutdown(struct build *b, const uint8_t *p, size_t n, struct fail 
 {
     struct frame_field x;
     bool keep = false;
-    end_child(b);
+    end_init(b);
     for (const uint8_t *end = p + n; frame_next(&p, end, &x) > 0;)
         keep = keep || x.tag == TAG_KEEP;
     if (!keep || !b->ready)
@@ -416,6 +438,7 @@ int build_loop(const struct build_mode *m, struct chan *c)
     end_child(&b);
     if (b.output >= 0)
         (void)close(b.output);
+    stubs_remove(&b.stubs);
     if (b.stack.scratch >= 0) {
         (void)umount2("m", 0); /* a layer that did not end */
         (void)close(b.stack.scratch);

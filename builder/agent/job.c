@@ -53,7 +53,7 @@ static void limit_bounding_set(void)
     (void)prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0UL, 0UL, 0UL);
 }
 
-static void set_limits(void)
+static void set_limits(bool secretive)
 {
     struct rlimit files;
     if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
@@ -68,6 +68,8 @@ static void set_limits(void)
     struct rlimit core;
     if (getrlimit(RLIMIT_CORE, &core) == 0) {
         core.rlim_cur = 0; /* a core dump would end up in the image */
+        if (secretive)     /* 1: nor is it piped to a program of the machine around a container */
+            core.rlim_cur = core.rlim_max = core.rlim_max > 1 ? 1 : core.rlim_max;
         (void)setrlimit(RLIMIT_CORE, &core);
     }
 }
@@ -112,7 +114,7 @@ static _Noreturn void child_main(const struct job_spec *s, int out, int err)
     close_from(3, -1, -1);
     (void)umask(022);
     poke("/proc/self/oom_score_adj", "0");
-    set_limits();
+    set_limits(s->secretive);
     const char *dir = s->workdir && *s->workdir ? s->workdir : "/";
     if (chdir(dir) < 0 && (make_dirs(dir, 0755) < 0 || chdir(dir) < 0))
         child_fails("working directory ", dir, errno);

@@ -51,6 +51,8 @@ struct init {
     size_t n_starts;
     struct copying copying;
     int authorities; /* the folder of their file, or -1 */
+    int secrets[SECRET_FILES_MAX]; /* the layer's secret files, in their order */
+    bool placed;                   /* they are mounted */
 };
 
 static void drop_left_open(struct init *in, size_t i)
@@ -162,6 +164,7 @@ static int start_step(struct init *in, struct job *job, struct watch *watch,
                             .who = &who,
                             .workdir = dir,
                             .contained = true,
+                            .secretive = in->layer->secretive,
                             .timeout_ms = (int64_t)s->timeout_ms,
                             .step = number,
                             .group = watch->has_group ? &watch->group : NULL,
@@ -301,11 +304,29 @@ static int next_wake(const struct init *in, int64_t now)
     return t;
 }
 
+/* Secret files are the user's of the command that runs; those of what was started stay as they are.
+ */
+static int give_secrets(struct init *in, const struct step_spec *s, struct fail *f)
+{
+    const struct secret_files *files = &in->layer->secrets;
+    struct ident who;
+    if (files->n == 0)
+        return 0;
+    if (!in->placed && secret_files_place(files, in->secrets, f) < 0)
+        return -1;
+    in->placed = true;
+    return ident_load(pick_user(in, s->root, s->user), &who, f) < 0
+               ? -1
+               : secret_files_give(files, in->secrets, &who, f);
+}
+
 static int run_request(struct init *in, const struct frame_head *h, const uint8_t *p,
                        struct fail *f)
 {
     struct step_spec s = {.shell = h->type == FRAME_SHELL};
     int rc = step_parse(&s, p, h->length, f);
+    if (rc == 0 && h->type == FRAME_STEP)
+        rc = give_secrets(in, &s, f);
     if (rc == 0)
         rc = h->type == FRAME_START ? start_process(in, &s, h->step, f)
                                     : start_step(in, &in->job, &in->watch, &s, h->step, f);

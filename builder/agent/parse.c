@@ -100,6 +100,7 @@ void layer_spec_release(struct layer_spec *l)
     drives_release(l->drives, l->n_drives);
     free(l->drives_user);
     free(l->previous);
+    secret_files_release(&l->secrets);
     *l = (struct layer_spec){0};
 }
 
@@ -116,6 +117,9 @@ int layer_parse(struct layer_spec *l, const uint8_t *p, size_t n, struct fail *f
         case TAG_ENV: rc = take_env(&x, &l->env, f); break;
         case TAG_USER: rc = take_text(&x, &l->user, f); break;
         case TAG_WORKDIR: rc = take_text(&x, &l->workdir, f); break;
+        case TAG_SECRETIVE: l->secretive = true; break;
+        case TAG_SECRET_PATH:
+        case TAG_SECRET_DATA: rc = secret_files_take(&l->secrets, &x, f); break;
         default: break;
         }
     }

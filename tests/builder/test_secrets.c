@@ -51,9 +51,12 @@ static void test_where_values_come_from(void **state)
     CB_AUTO_FREE char *text = cb_xasprintf(
         CONFIG(LAYER("one", "{id: plain, env: T_PLAIN}, {id: braces, env: '${T_BRACES}'}")
                    LAYER("two", "{id: api, env: KEY}, {id: file, env: FILE_VALUE}, "
-                                "{id: braces, env: T_BRACES}"),
-               "secrets: [{name: api, env: T_API}, {name: file, path: '/${T_DIR}/key'}], "
-               "env: {ALL: 'Bearer ${T_ALL}', WORD: '$${x}'}"));
+                                "{id: braces, env: T_BRACES}, {id: same, path: '%s/key'}, "
+                                "{id: plain, path: /root/.token}"),
+               "secrets: [{name: api, env: T_API}, {name: file, path: '/${T_DIR}/key'}, "
+               "{name: plain, env: T_PLAIN}], "
+               "env: {ALL: 'Bearer ${T_ALL}', WORD: '$${x}'}"),
+        (char *)*state);
     setenv("T_PLAIN", "plain value", 1);
     setenv("T_BRACES", "value in braces", 1);
     setenv("T_API", "api value", 1);
@@ -73,6 +76,14 @@ static void test_where_values_come_from(void **state)
     assert_string_equal(value_of(s, 1, "ALL"), "Bearer token of all");
     assert_string_equal(value_of(s, 0, "WORD"), "${x}");
     assert_null(secrets_of(s, 2));
+    const struct layer_secrets *two = secrets_of(s, 1);
+    assert_int_equal(secrets_of(s, 0)->n_files, 0);
+    assert_int_equal(two->n_files, 2);
+    assert_string_equal(two->files[0].path, file); /* as it is, with its line end */
+    assert_int_equal(two->files[0].len, 12);
+    assert_memory_equal(two->files[0].data, "from a file\n", 12);
+    assert_string_equal(two->files[1].path, "/root/.token");
+    assert_memory_equal(two->files[1].data, "plain value", 11);
     assert_int_equal(s->unmasked.n, 0);
     CB_AUTO_FREE char *said =
         mask_text(s->mask, "plain value, value in braces, api value, from a file, token of all");
@@ -143,6 +154,13 @@ static void test_what_cannot_be_had_is_named(void **state)
         {"{id: a, env: A}, {id: b, env: B}, {id: c, env: C}",
          "secrets: [{name: a, path: '/${T_DIR}/most'}, {name: b, path: '/${T_DIR}/most'}, {name: "
          "c, path: '/${T_DIR}/most'}]",
+         CB_E_LIMIT, "layer one: its secrets are larger than 128 KiB"},
+        {"{id: a, path: /no/such/file}", "", CB_E_CONFIG,
+         "secret a: the file /no/such/file cannot be read"},
+        {"{id: a, env: A}, {id: b, path: /b}, {id: c, path: /c}",
+         "secrets: [{name: a, path: '/${T_DIR}/most'}, {name: b, path: '/${T_DIR}/most'}, {name: "
+         "c, "
+         "path: '/${T_DIR}/most'}]",
          CB_E_LIMIT, "layer one: its secrets are larger than 128 KiB"},
         {"", "env: {X: 'a${T_A}'}", CB_E_CONFIG, "credentials.env.X: the variable T_A is not set"},
     };

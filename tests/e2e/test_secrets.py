@@ -11,6 +11,7 @@ from harness import E2E
 
 TOKEN = "s3cret-token-value"
 ALL = "bearer-of-all-layers"
+FILE = "//registry.example/:_authToken=f1le-t0ken\nsecond-line-of-it\n"
 
 
 def forms(value):
@@ -44,16 +45,20 @@ class Secrets:
         'printf %s "${NPM_TOKEN%????}"; sleep 0.3; printf "%s\\n" "${NPM_TOKEN#??????????????}"',
         'printf %s "$NPM_TOKEN" | base64; printf "user:%s" "$NPM_TOKEN" | base64; echo "$NPM_TOKEN" | base64',
         'echo "$NPM_TOKEN" >&2; echo "all: $ALL, $PART"',
+        'stat -c "mode %a %U" /root/.npmrc; cat /root/.npmrc; tail -n1 /root/.npmrc | base64; base64 -w 64 /root/.npmrc',
     ]
 
     def config(self, version="1", more=(), name="hidden"):
         path = self.folder / f"{name}.yaml"
         self.home.config(name, [("one", [*self.print_in_all_ways, *more]),
-                                ("two", ['echo "two: ${NPM_TOKEN-unset} $PART"'])],
-                         file=path, credentials={"secrets": [{"name": "npm", "env": "HOST_TOKEN"}],
+                                ("two", ['echo "two: ${NPM_TOKEN-unset} $PART"; ls -A /root | grep npm; true'])],
+                         file=path, credentials={"secrets": [{"name": "npm", "env": "HOST_TOKEN"},
+                                                             {"name": "npmrc", "path": str(self.folder / "host-npmrc")}],
                                                  "env": {"ALL": "${HOST_ALL}", "PART": "Bearer ${HOST_ALL}"}})
         doc = json.loads(path.read_text())
-        doc["layers"][0]["secrets"] = [{"id": "npm", "env": "NPM_TOKEN", "version": version}]
+        doc["layers"][0]["secrets"] = [{"id": "npm", "env": "NPM_TOKEN", "version": version},
+                                       {"id": "npmrc", "path": "/root/.npmrc"}]
+        (self.folder / "host-npmrc").write_text(FILE)
         path.write_text(json.dumps(doc))
         return path
 
@@ -73,9 +78,11 @@ class Secrets:
         self.assertNotRegex(got.notes, r"not masked|not supported")
         self.assertIn("is: ***.", got.output("one"))
         self.assertIn("all: ***, ***", got.output("one"))
-        self.assertIn("two: unset ***", got.output("two"))
-        self.assertEqual(holds(got.raw + got.err.encode(), [TOKEN, ALL]), [])
-        self.nothing_holds([TOKEN, ALL])
+        self.assertRegex(got.output("one"), r"mode 400 root\n\*\*\*\n\*\*\*\n")
+        self.assertEqual(got.output("two"), "two: unset ***\n")
+        self.assertEqual([p for p in harness.tar_entries(self.home.cached_layer("one")) if "root" in p], [])
+        self.assertEqual(holds(got.raw + got.err.encode(), [TOKEN, ALL, *FILE.split()]), [])
+        self.nothing_holds([TOKEN, ALL, *FILE.split()])
 
     def test_2_the_version_decides_and_not_the_value(self):
         again = self.ok(self.build(self.config(), "another-value"))

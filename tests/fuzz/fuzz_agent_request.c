@@ -30,7 +30,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         (void)drives_parse(&layer, data + 1, size - 1, &f);
     switch (data[0] % 3) {
     case 0: (void)setup_parse(&setup, data + 1, size - 1, &f); break;
-    case 1: (void)layer_parse(&layer, data + 1, size - 1, &f); break;
+    case 1:
+        (void)layer_parse(&layer, data + 1, size - 1, &f);
+        for (size_t i = 0; i < layer.secrets.n; i++)
+            if (layer.secrets.v[i].path[0] != '/' || strlen(layer.secrets.v[i].path) < 2)
+                abort();
+        break;
     default:
         if (step_parse(&step, data + 1, size - 1, &f) == 0 && !step.script && step.argv.n == 0)
             abort();

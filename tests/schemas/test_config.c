@@ -308,7 +308,6 @@ static void test_what_is_not_acted_on_is_named_once(void **state)
     (void)state;
     static const char *const expected[] = {"command type gcp-auth",
                                            "refresh_interval",
-                                           "path",
                                            "ttl",
                                            "session_max_age_seconds",
                                            "refresh_idle_ttl_seconds",
