@@ -4,6 +4,7 @@
 #include "builder/authorities.h"
 #include "builder/build_private.h"
 #include "builder/contexts.h"
+#include "builder/leaks.h"
 #include "builder/run_command.h"
 #include "builder/saved.h"
 
@@ -320,6 +321,15 @@ int talk_start(struct talk *t, size_t first, const char *lower, struct cb_error 
     return 0;
 }
 
+static void on_leak(void *arg, const char *secret, const char *path)
+{
+    const struct talk *t = arg;
+    emit_warning(&t->b->em,
+                 "%s holds the value of %s: it is in the layer, and whoever gets the template "
+                 "has it",
+                 path, secret);
+}
+
 static int take_diff(struct talk *t, struct build_layer *l, struct cb_error *err)
 {
     struct build *b = t->b;
@@ -333,6 +343,9 @@ static int take_diff(struct talk *t, struct build_layer *l, struct cb_error *err
     if (d.offset > output_bytes || d.length > output_bytes - d.offset)
         return cb_fail(err, CB_E_UNTRUSTED, "layer %s: the builder named a diff outside its disk",
                        l->declared->name);
+    if (b->secrets &&
+        (rc = leaks_find(b->secrets, t->output_fd, d.offset, d.length, on_leak, t, err)) < 0)
+        return rc;
     rc = store_layer_import(b->store, t->output_fd, d.offset, d.length, &l->diff, err);
     if (rc < 0)
         return cb_wrap(err, "layer %s", l->declared->name);

@@ -52,6 +52,12 @@ void secrets_free(struct secrets *s)
         free(l->files);
     }
     free(s->layers);
+    for (size_t i = 0; i < s->n_values; i++) {
+        free(s->values[i].what);
+        explicit_bzero(s->values[i].data, s->values[i].len);
+        free(s->values[i].data);
+    }
+    free(s->values);
     mask_free(s->mask);
     cb_strv_release(&s->unmasked);
     free(s);
@@ -83,8 +89,7 @@ static char *variable_name(const char *text)
     return cb_xstrdup(text);
 }
 
-static int from_variable(struct loading *l, const char *name, struct cb_buf *out,
-                         struct cb_error *err)
+static int from_variable(const char *name, struct cb_buf *out, struct cb_error *err)
 {
     const char *value = getenv(name);
     if (!value) {
@@ -97,7 +102,6 @@ static int from_variable(struct loading *l, const char *name, struct cb_buf *out
     if (cb_buf_adds(out, value) < 0)
         return cb_fail(err, CB_E_LIMIT, "the variable %s holds more than %d KiB", name,
                        SECRET_MAX >> 10);
-    cb_strv_add(&l->variables, name);
     return 0;
 }
 
@@ -114,9 +118,25 @@ static int from_file(const char *path, struct cb_buf *out, struct cb_error *err)
     return cb_read_fd(fd, path, SECRET_MAX, out, err);
 }
 
-/* @text with each ${VAR} in its place. The values of these are masked apart as well: "Bearer ${T}"
- * keeps T secret. */
-static int expand(struct loading *l, const char *text, struct cb_buf *out, struct cb_error *err)
+/* From here on @p is masked, and looked for in what layers leave. */
+static void keep_value(struct loading *l, const char *what, const char *p, size_t n)
+{
+    struct secrets *s = l->s;
+    while (n && (p[n - 1] == '\n' || p[n - 1] == '\r')) /* a copy of it may end otherwise */
+        n--;
+    mask_add(s->mask, p, n);
+    for (size_t i = 0; i < s->n_values; i++) /* several layers may have it */
+        if (s->values[i].len == n && memcmp(s->values[i].data, p, n) == 0)
+            return;
+    s->values = cb_xgrow(s->values, &s->cap_values, s->n_values, sizeof(*s->values));
+    s->values[s->n_values++] =
+        (struct secret_value){cb_xstrdup(what), n ? cb_xmemdup(p, n) : cb_xstrdup(""), n};
+}
+
+/* @text with each ${VAR} in its place. For @what, unless that is NULL, the values of these are
+ * secrets, too: "Bearer ${T}" has T in it. */
+static int expand(struct loading *l, const char *what, const char *text, struct cb_buf *out,
+                  struct cb_error *err)
 {
     for (const char *p = text; *p;) {
         const char *end = strncmp(p, "${", 2) == 0 ? strchr(p, '}') : NULL;
@@ -127,9 +147,11 @@ static int expand(struct loading *l, const char *text, struct cb_buf *out, struc
         } else if (end) {
             CB_AUTO_FREE char *name = cb_xstrndup(p + 2, (size_t)(end - p) - 2);
             size_t before = out->len;
-            rc = from_variable(l, name, out, err);
-            if (rc == 0)
-                mask_add(l->s->mask, out->data + before, out->len - before);
+            rc = from_variable(name, out, err);
+            if (rc == 0 && what) {
+                cb_strv_add(&l->variables, name);
+                keep_value(l, what, out->data ? out->data + before : "", out->len - before);
+            }
             p = end + 1;
         } else {
             size_t run = 1 + strcspn(p + 1, "$");
@@ -173,10 +195,11 @@ static int find_value(struct loading *l, const struct secret *secret, struct cb_
     }
     if (env) {
         CB_AUTO_FREE char *name = variable_name(env);
-        return from_variable(l, name, out, err);
+        cb_strv_add(&l->variables, name);
+        return from_variable(name, out, err);
     }
     AUTO_SECRET full = CB_BUF_INIT(SECRET_MAX);
-    int rc = expand(l, path ? path : "", &full, err);
+    int rc = expand(l, NULL, path ? path : "", &full, err);
     return rc < 0 ? rc : from_file(full.data ? full.data : "", out, err);
 }
 
@@ -191,7 +214,7 @@ static int count(struct loading *l, const char *what, const struct cb_buf *value
                        SECRETS_MAX >> 10);
     if (value->len && value->len < MASK_SHORTEST)
         cb_strv_add(&l->s->unmasked, what);
-    mask_add(l->s->mask, value->data ? value->data : "", value->len);
+    keep_value(l, what, value->data ? value->data : "", value->len);
     return 0;
 }
 
@@ -243,7 +266,7 @@ static int load_env(struct loading *l, struct config_pairs *to, struct cb_error 
     {
         AUTO_SECRET value = CB_BUF_INIT(SECRET_MAX);
         CB_AUTO_FREE char *what = cb_xasprintf("credentials.env.%s", key);
-        int rc = expand(l, json_string_value(text), &value, err);
+        int rc = expand(l, what, json_string_value(text), &value, err);
         if (rc == 0)
             rc = count(l, what, &value, err);
         if (rc < 0)

@@ -22,11 +22,20 @@ struct layer_secrets {
     size_t n_files;
 };
 
+/* What to look for where no secret should be. */
+struct secret_value {
+    char *what; /* "secret npm-token"; owned */
+    char *data; /* owned */
+    size_t len;
+};
+
 struct secrets {
     size_t first; /* the layer that layers[0] belongs to */
     struct layer_secrets *layers;
     size_t n_layers;
     struct mask *mask;
+    struct secret_value *values;
+    size_t n_values, cap_values;
     struct cb_strv unmasked; /* "secret npm-token": too short to be looked for */
 };
 

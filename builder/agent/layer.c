@@ -50,7 +50,7 @@ struct init {
     struct started *starts[STARTS_MAX];
     size_t n_starts;
     struct copying copying;
-    int authorities; /* the folder of their file, or -1 */
+    int authorities;               /* the folder of their file, or -1 */
     int secrets[SECRET_FILES_MAX]; /* the layer's secret files, in their order */
     bool placed;                   /* they are mounted */
 };

@@ -3,9 +3,12 @@
 #include "check.h"
 
 #include "builder/emit.h"
+#include "builder/leaks.h"
 #include "support/cleanup.h"
 #include "support/mem.h"
+#include "support/proc.h"
 
+#include <fcntl.h>
 #include <jansson.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -88,10 +91,13 @@ static void test_where_values_come_from(void **state)
     CB_AUTO_FREE char *said =
         mask_text(s->mask, "plain value, value in braces, api value, from a file, token of all");
     assert_string_equal(said, "***, ***, ***, ***, ***");
+    CB_AUTO_FREE char *dir = mask_text(s->mask, *state);
+    assert_null(dir);
     secrets_free(s);
-    static const char *const gone[] = {"T_PLAIN", "T_BRACES", "T_API", "T_ALL", "T_DIR"};
-    for (size_t i = 0; i < 5; i++)
+    static const char *const gone[] = {"T_PLAIN", "T_BRACES", "T_API", "T_ALL"};
+    for (size_t i = 0; i < 4; i++)
         assert_null(getenv(gone[i]));
+    assert_string_equal(getenv("T_DIR"), *state); /* a part of a path is no secret */
     struct rlimit core;
     assert_int_equal(getrlimit(RLIMIT_CORE, &core), 0);
     assert_true(core.rlim_max <= 1);
@@ -199,6 +205,69 @@ static void test_values_that_are_not_masked_are_named(void **state)
     assert_string_equal(s->unmasked.v[0], "credentials.env.LEVEL");
     assert_string_equal(s->unmasked.v[1], "secret pin");
     assert_string_equal(value_of(s, 0, "RATIO"), "1.10");
+    secrets_free(s);
+    config_free(c);
+}
+
+/* ---- what a layer leaves ---- */
+
+static void on_leak(void *arg, const char *secret, const char *path)
+{
+    (void)cb_buf_addf(arg, "%s: %s\n", path, secret);
+}
+
+static void run(const char *dir, const char *script)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct cb_proc_result res = {0};
+    const struct cb_proc_spec spec = {.argv = (const char *const[]){"sh", "-ec", script, NULL},
+                                      .cwd = dir};
+    assert_ok(cb_proc_run(&spec, NULL, 4096, 60000, &res, &err), &err);
+    assert_ok(cb_proc_check(&res, script, &err), &err);
+    cb_proc_result_release(&res);
+}
+
+/* The leaks in bytes of @file from @offset on. Owned. */
+static char *leaks(const struct secrets *s, const char *dir, const char *file, uint64_t offset)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    CB_AUTO_FREE char *path = cb_xasprintf("%s/%s", dir, file);
+    CB_AUTO_FD fd = open(path, O_RDONLY | O_CLOEXEC);
+    struct stat st;
+    struct cb_buf out = CB_BUF_INIT(4096);
+    assert_true(fd >= 0 && fstat(fd, &st) == 0);
+    assert_ok(leaks_find(s, fd, offset, (uint64_t)st.st_size - offset, on_leak, &out, &err), &err);
+    return cb_buf_take(&out);
+}
+
+static void test_values_in_a_layer_are_found(void **state)
+{
+    const char *dir = *state;
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    struct workload_config *c = config(CONFIG(
+        LAYER("one", "{id: token, env: T_TOKEN}, {id: far, env: T_FAR}, {id: none, env: T_NONE}, "
+                     "{id: short, env: T_SHORT}, {id: again, env: T_TOKEN}"),
+        "env: {ALL: 'Bearer ${T_ALL}'}"));
+    struct secrets *s = NULL;
+    setenv("T_TOKEN", "token-of-one", 1);
+    setenv("T_FAR", "far-behind-in-it", 1);
+    setenv("T_NONE", "is-nowhere-at-all", 1);
+    setenv("T_SHORT", "seven77", 1);
+    setenv("T_ALL", "token-of-all", 1);
+    assert_ok(secrets_load(c, 0, &s, &err), &err);
+    run(dir, "mkdir -p t/etc/deep; echo seven77 >t/a; head -c 1048560 /dev/zero >t/b; "
+             "printf far-behind-in-it >>t/b; echo 'x=token-of-one' >t/etc/deep/conf; "
+             "echo token-of-one >t/z; printf token-of-all >t/etc/all; "
+             "tar --sort=name -C t -cf plain.tar a b etc z; "
+             "(head -c 4096 /dev/zero; cat plain.tar) >shifted; echo token-of-one >broken");
+    static const char want[] = "etc/all: credentials.env.ALL\n"
+                               "etc/deep/conf: secret token\nb: secret far\n";
+    CB_AUTO_FREE char *plain = leaks(s, dir, "plain.tar", 0);
+    assert_string_equal(plain, want);
+    CB_AUTO_FREE char *shifted = leaks(s, dir, "shifted", 4096);
+    assert_string_equal(shifted, want);
+    CB_AUTO_FREE char *broken = leaks(s, dir, "broken", 0); /* a stranger wrote it */
+    assert_string_equal(broken, "?: secret token\n");
     secrets_free(s);
     config_free(c);
 }
@@ -320,6 +389,7 @@ int main(void)
         cmocka_unit_test(test_only_layers_that_run_need_theirs),
         test_in_dir(test_what_cannot_be_had_is_named),
         cmocka_unit_test(test_values_that_are_not_masked_are_named),
+        test_in_dir(test_values_in_a_layer_are_found),
         cmocka_unit_test(test_nothing_that_is_said_holds_a_secret),
         cmocka_unit_test(test_long_values_come_in_events_of_their_size),
     };
