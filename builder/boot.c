@@ -322,6 +322,8 @@ static int start(struct boot *b, struct store *store, const struct settings *set
         return rc;
     rc =
         drives_attach(store, t->drives, t->n_drives, t->workspace_gb, r->work_dir, &b->drives, err);
+    if (rc == 0 && r->keep_drives)
+        rc = drives_keep_in(&b->drives, t->drives, t->n_drives, r->keep_drives, err);
     if (rc < 0)
         return cb_wrap(err, "boot %s", t->name);
     bool console = !r->exec_argv && !r->once;

@@ -82,6 +82,7 @@ struct boot_request {
     const char *const *exec_argv; /* NULL: console to the terminal until the machine powers off */
     int64_t boot_timeout_ms;      /* as above */
     bool warm;                    /* from the machine that was saved, if it can go on here */
+    const char *keep_drives;      /* a folder for what is written to drives; NULL: it is dropped */
     bool once;                    /* say when it is ready (or that it is not), then power off */
     const char *work_dir;
 };

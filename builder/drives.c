@@ -26,8 +26,10 @@ enum {
 
 void drive_disks_release(struct drive_disks *d)
 {
-    for (size_t i = 0; i < d->n; i++)
+    for (size_t i = 0; i < d->n; i++) {
         free(d->v[i].path);
+        free(d->v[i].overlay);
+    }
     free(d->v);
     *d = (struct drive_disks){0};
 }
@@ -36,7 +38,7 @@ void drive_disks_release(struct drive_disks *d)
 static void add_disk(struct drive_disks *d, char *path, bool read_only)
 {
     d->v = cb_xrealloc(d->v, (d->n + 1) * sizeof(*d->v));
-    d->v[d->n++] = (struct machine_disk){path, read_only};
+    d->v[d->n++] = (struct machine_disk){.path = path, .read_only = read_only};
 }
 
 static uint64_t size_of(const struct drive *d)
@@ -272,6 +274,36 @@ int drives_attach(struct store *s, const struct drive_image *v, size_t n, uint32
     add_disk(out, cb_xasprintf("%s/workspace.ext4", work_dir), false);
     int rc = ext4_make_drive(out->v[out->n - 1].path, workspace_gb * GIB, WORKSPACE_LABEL, err);
     return rc < 0 ? cb_wrap(err, "make the workspace") : 0;
+}
+
+/* The digest of the workspace, which no manifest has. */
+static int digest_file(const char *path, struct cb_digest *out, struct cb_error *err)
+{
+    CB_AUTO_FD fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    return fd < 0 ? cb_fail_sys(err, errno, "open %s", path) : image_digest(fd, out, NULL, err);
+}
+
+int drives_keep_in(struct drive_disks *d, const struct drive_image *v, size_t n, const char *dir,
+                   struct cb_error *err)
+{
+    int rc = cb_mkdir_p(dir, 0700, err);
+    CB_AUTO_FREE char *absolute = rc == 0 ? realpath(dir, NULL) : NULL;
+    if (rc == 0 && !absolute)
+        rc = cb_fail_sys(err, errno, "%s", dir);
+    for (size_t i = 0; i < d->n && rc == 0; i++) {
+        struct cb_digest is;
+        char hex[CB_HEX_LEN + 1];
+        if (d->v[i].read_only)
+            continue;
+        if (i < n)
+            is = v[i].image;
+        else
+            rc = digest_file(d->v[i].path, &is, err);
+        cb_digest_hex(&is, hex);
+        d->v[i].overlay =
+            cb_xasprintf("%s/%s-%.16s.qcow2", absolute, i < n ? v[i].label : WORKSPACE_LABEL, hex);
+    }
+    return rc;
 }
 
 void drives_digest(const struct drive_image *v, size_t n, uint32_t workspace_gb,

@@ -44,6 +44,11 @@ int drives_gather(struct build *b, struct cb_error *err);
  * @work_dir. */
 int drives_attach(struct store *s, const struct drive_image *v, size_t n, uint32_t workspace_gb,
                   const char *work_dir, struct drive_disks *out, struct cb_error *err);
+/* What a machine writes to them goes into files of folder @dir (made), which are kept: one a drive
+ * and content, so each goes on from where it was left, and with a new version of a drive another
+ * one begins. @v and @n as above. */
+int drives_keep_in(struct drive_disks *d, const struct drive_image *v, size_t n, const char *dir,
+                   struct cb_error *err);
 /* What is on them, for telling whether a saved machine had the same. All zero: there are none. */
 void drives_digest(const struct drive_image *v, size_t n, uint32_t workspace_gb,
                    struct cb_digest *out);

@@ -21,8 +21,10 @@ enum machine_mode {
 };
 
 struct machine_disk {
-    char *path; /* owned by whoever made the list */
+    char *path; /* owned by whoever made the list, like the other */
     bool read_only;
+    char *overlay; /* BOOT: the absolute path of a qcow2 that takes what is written and is kept,
+                    * made when it is not there; NULL: one that is thrown away */
 };
 /* A machine has places for so many drives, whatever else it has. */
 #define MACHINE_DRIVES_MAX 16

@@ -97,12 +97,12 @@ static json_t *raw_node(const char *name, const char *path, bool read_only)
                      "discard", read_only ? "ignore" : "unmap");
 }
 
-static json_t *overlay_node(const char *name, const char *path, const char *base)
+static json_t *overlay_node(const char *name, const char *path, const char *base, bool kept)
 {
     return json_pack("{s:s, s:s, s:s, s:s, s:{s:b, s:b}, s:{s:s, s:s, s:s, s:s}}", "driver",
                      "qcow2", "node-name", name, "backing", base, "discard", "unmap", "cache",
-                     "direct", 0, "no-flush", 1, "file", "driver", "file", "filename", path, "aio",
-                     "threads", "discard", "unmap");
+                     "direct", 0, "no-flush", !kept, "file", "driver", "file", "filename", path,
+                     "aio", "threads", "discard", "unmap");
 }
 
 static void add_disk(struct cb_strv *argv, const char *name)
@@ -119,7 +119,7 @@ static void add_drives(const struct qemu_spec *q, struct cb_strv *argv)
         CB_AUTO_FREE char *base = cb_xasprintf("drive%zu-base", i);
         add_blockdev(argv, raw_node(d->overlay ? base : name, d->path, d->read_only || d->overlay));
         if (d->overlay)
-            add_blockdev(argv, overlay_node(name, d->overlay, base));
+            add_blockdev(argv, overlay_node(name, d->overlay, base, d->kept));
         add_disk(argv, name);
     }
 }
@@ -130,7 +130,7 @@ static void add_disks(const struct qemu_spec *q, struct cb_strv *argv)
         return;
     if (q->overlay) {
         add_blockdev(argv, raw_node("base", q->lower, true));
-        add_blockdev(argv, overlay_node("root", q->overlay, "base"));
+        add_blockdev(argv, overlay_node("root", q->overlay, "base", false));
         add_disk(argv, "root");
         return;
     }

@@ -22,6 +22,7 @@ struct qemu_drive {
     char *path;    /* owned */
     char *overlay; /* owned; a qcow2 over it, or NULL */
     bool read_only;
+    bool kept; /* the overlay is: what the guest flushes reaches the disk */
 };
 
 struct qemu_spec {

@@ -164,10 +164,13 @@ static int prepare_drives(struct starting *s, struct cb_error *err)
         if (rc < 0 || d->read_only || spec->mode == MACHINE_BUILD)
             continue;
         struct stat st;
-        d->overlay = cb_xasprintf("%s/drive%zu.qcow2", s->dir, i);
+        const char *kept = spec->drives[i].overlay;
+        d->kept = kept != NULL;
+        d->overlay = kept ? cb_xstrdup(kept) : cb_xasprintf("%s/drive%zu.qcow2", s->dir, i);
+        bool there = spec->resume != NULL || (kept && cb_path_exists(kept));
         if (stat(d->path, &st) < 0)
             rc = cb_fail_sys(err, errno, "%s", d->path);
-        else if (!spec->resume) /* else it is there, as it was when the machine was saved */
+        else if (!there)
             rc = qcow2_create(d->overlay, (uint64_t)st.st_size, err);
     }
     s->q.drives = vm->drives;

@@ -28,6 +28,7 @@ struct cli_args {
     const char *config_file;
     struct cb_strv mirrors;
     struct cb_strv refresh;
+    const char *keep_drives;
     const char *kernel;
     const char *isolation, *pull;
     enum progress_mode progress;

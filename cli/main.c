@@ -33,6 +33,7 @@ enum {
     OPT_JSON,
     OPT_ONCE,
     OPT_WARM,
+    OPT_KEEP_DRIVES,
     OPT_FORWARD,
     OPT_EXEC,
     OPT_VERSION,
@@ -132,6 +133,7 @@ static const struct option boot_options[] = {
     {"exec", no_argument, NULL, OPT_EXEC},
     {"once", no_argument, NULL, OPT_ONCE},
     {"warm", no_argument, NULL, OPT_WARM},
+    {"keep-drives", required_argument, NULL, OPT_KEEP_DRIVES},
     {"boot-timeout", required_argument, NULL, OPT_BOOT_TIMEOUT},
     {"version", required_argument, NULL, OPT_VERSION},
     END_OPTIONS,
@@ -253,6 +255,9 @@ static void print_help(FILE *out)
         "  --forward HOST:GUEST             a port of this machine's loopback leads there\n"
         "  --exec CMD ARGS...               run one command; its exit code is ours\n"
         "  --once                           say when it is ready, then power off\n"
+        "  --keep-drives DIR                (boot) keep there what is written to drives, for the "
+        "next\n"
+        "                                   boot with it\n"
         "  --warm                           from the machine that the build saved (snapshot: "
         "warm)\n"
         "  --version N                      a version other than the current one\n"
@@ -434,6 +439,7 @@ static int set_option(struct cli_args *a, int opt, const char *value)
     case OPT_REFRESH: cb_strv_add(&a->refresh, value); return 0;
     case OPT_ONCE: a->once = true; return 0;
     case OPT_WARM: a->warm = true; return 0;
+    case OPT_KEEP_DRIVES: a->keep_drives = value; return 0;
     case OPT_FORWARD: return add_forward(a, value);
     case OPT_FORMAT: a->format = value; return 0;
     case 'o': a->output = value; return 0;

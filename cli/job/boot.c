@@ -41,12 +41,19 @@ static int boot_with(struct cli_args *a, const struct settings *s, struct store 
                              .boot_timeout_ms = a->boot_timeout_ms,
                              .once = a->once,
                              .warm = a->warm,
+                             .keep_drives = a->keep_drives,
                              .work_dir = work};
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    if (a->keep_drives && a->warm) {
+        cb_fail(&err, CB_E_CONFIG,
+                "--keep-drives and --warm: a saved machine has its drives as they "
+                "were when it was saved");
+        return cli_fail(&err);
+    }
     struct sigaction sa = {.sa_handler = on_stop};
     (void)sigaction(SIGINT, &sa, NULL);
     (void)sigaction(SIGTERM, &sa, NULL);
     (void)sigaction(SIGHUP, &sa, NULL);
-    CB_AUTO_ERROR err = CB_ERROR_INIT;
     rc = boot_template(store, s, &r, &err);
     if (rc >= 0)
         return rc;

@@ -157,6 +157,14 @@ class Workspace(Looks):
         self.assertEqual(target, "/workspace")
         self.assertGreater(int(size), 2 << 20)
         self.assertEqual(got.out.split()[-2:], ["lost+found", "x"])
+        kept = self.folder / "kept"
+        for seen in ("", "here\n"):
+            got = self.home.run("boot", "space", "--keep-drives", kept, "--exec", "sh", "-c",
+                                "cat /workspace/file 2>/dev/null; echo here >> /workspace/file")
+            self.ends(got, 0)
+            self.assertEqual(got.out, seen)
+        self.assertEqual([p.name[:10] for p in kept.iterdir()], ["workspace-"])
+        self.ends(self.home.run("boot", "space", "--warm", "--keep-drives", kept), 2, "a saved machine has its drives")
 
 
 if __name__ == "__main__":
