@@ -438,26 +438,27 @@ int run_contexts(struct talk *t, const struct build_layer *l, struct cb_error *e
     return 0;
 }
 
-/* The contents of the list that is run. */
+/* The contents of the list that is run; NULL: of a kind that has no copies. */
 static const struct content_list *contents_of_list(const struct talk *t, const struct layer *l)
 {
     const struct of_layer *mine = &t->b->contents->layers[l - t->b->c->layers];
     for (size_t k = 0; k < l->n_drives; k++)
         if (t->commands == &l->drives[k].commands)
             return &mine->drives[k];
-    return &mine->copied;
+    return t->commands == &l->init_commands ? &mine->copied : NULL;
 }
 
 int run_copy(struct talk *t, const struct layer *l, size_t i, struct cb_error *err)
 {
     struct build *b = t->b;
     const struct command *cmd = &t->commands->v[i];
-    const struct content *c = &contents_of_list(t, l)->v[i];
+    const struct content_list *list = contents_of_list(t, l);
+    const struct content *c = list ? &list->v[i] : NULL;
     CB_AUTO_FREE char *title = command_title(cmd);
     int step = emit_step_start(&b->em, PHASE_RECIPE, l->name, title);
     struct copy_args args;
     const char *wrong = copy_args_parse(&cmd->args, &args);
-    if (wrong || !c->path)
+    if (wrong || !c || !c->path)
         return cb_fail(err, CB_E_BUG, "layer %s: a copy that was not prepared", l->name);
     struct guest_copy g = {.step = (uint32_t)step,
                            .mode = args.chmod,
