@@ -89,6 +89,7 @@ void build_release(struct build *b)
     cb_strv_release(&b->unknown);
     egress_free(b->egress);
     store_free(b->store);
+    gcp_free(b->gcp);
     emitter_release(&b->em);
     secrets_free(b->secrets);
 }

@@ -4,6 +4,7 @@
 #include "builder/builder.h"
 #include "builder/egress.h"
 #include "builder/emit.h"
+#include "builder/gcp.h"
 #include "builder/machine.h"
 #include "builder/secrets.h"
 #include "builder/warm.h"
@@ -71,6 +72,7 @@ struct build {
     struct secrets *secrets;   /* NULL: no command is given any */
     bool have_lower; /* what the first missing layer stands on was made while it arrived */
 
+    struct gcp *gcp;       /* whose tokens commands get; NULL: nobody's (yet) */
     struct egress *egress; /* what commands may reach; NULL: everything */
 
     struct layer_blob agent_layer; /* the image's last layer */

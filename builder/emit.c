@@ -154,6 +154,7 @@ void emitter_release(struct emitter *e)
     json_decref(e->record);
     for (size_t i = 0; i < 2; i++)
         mask_stream_release(&e->streams[i]);
+    mask_free(e->own);
     pthread_cond_destroy(&e->wake);
     pthread_mutex_destroy(&e->lock);
 }
@@ -259,6 +260,20 @@ static void flush_output(struct emitter *e)
         mask_flush(&e->streams[i], &out);
         say_output(e, i + 1, out.data, out.len);
     }
+}
+
+void emit_mask_more(struct emitter *e, const char *secret)
+{
+    pthread_mutex_lock(&e->lock);
+    flush_output(e);
+    if (!e->mask)
+        e->mask = e->own = mask_new();
+    mask_add_later(e->mask, secret, strlen(secret));
+    for (int i = 0; i < 2; i++) {
+        mask_stream_release(&e->streams[i]);
+        mask_stream_init(&e->streams[i], e->mask);
+    }
+    pthread_mutex_unlock(&e->lock);
 }
 
 int emit_step_start(struct emitter *e, enum phase phase, const char *layer, const char *cmd)

@@ -33,6 +33,7 @@ struct emitter {
     json_t *record;                  /* what the open step used; owned, NULL: nothing is known */
     struct layers_progress progress; /* hand this to layers/ */
     struct mask *mask;               /* borrowed; NULL: nothing is masked */
+    struct mask *own;                /* the same, when nobody lent one; owned */
     struct mask_stream streams[2];   /* stdout and stderr of the open step */
 };
 
@@ -44,6 +45,8 @@ void emit_output_limit(struct emitter *e, uint64_t bytes);
 
 /* From here on everything is masked. @mask is borrowed until emitter_release(). No step is open. */
 void emit_set_mask(struct emitter *e, struct mask *mask);
+/* One more thing to mask, at any time. */
+void emit_mask_more(struct emitter *e, const char *secret);
 /* An error that is on its way out of the build: masks its texts. */
 void emit_mask_error(struct emitter *e, struct cb_error *err);
 

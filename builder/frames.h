@@ -56,8 +56,9 @@ enum frame_type {
     FRAME_DRIVES = 33, /* DRIVE and DRIVE_PATH..., USER: the layer's next steps have them mounted */
     FRAME_AUTHORITIES = 36, /* DATA...: a piece of what commands are to trust besides the image's
                              * authorities; after SETUP, before the first layer */
-    FRAME_SHELL = 40,  /* as STEP, for a program that is given input; ROWS, COLS: on a terminal */
-    FRAME_INPUT = 41,  /* for it: DATA or END, or ROWS and COLS; TAKEN comes before the next one */
+    FRAME_SHELL = 40, /* as STEP, for a program that is given input; ROWS, COLS: on a terminal */
+    FRAME_INPUT = 41, /* for it: DATA or END, or ROWS and COLS; TAKEN comes before the next one */
+    FRAME_METADATA_ANSWER = 42, /* to METADATA: CLIENT, STATUS, TEXT (the content's type), DATA */
     FRAME_PARK = 44,   /* write everything to the disk and be silent: the machine is saved next */
     FRAME_RESUME = 45, /* to one that is parked: NONCE, TIME, ENTROPY; HELLO with NONCE answers */
     /* guest to host */
@@ -71,11 +72,13 @@ enum frame_type {
     FRAME_LAYER_DONE, /* OFFSET, LENGTH, ENTRIES, WHITEOUTS */
     FRAME_NOTE,       /* TEXT */
     FRAME_HEARTBEAT,
-    FRAME_READY,        /* TEXT: how */
-    FRAME_PROBE,        /* TEXT: what the last probe gave */
-    FRAME_START_EXITED, /* EXIT, SIGNAL */
-    FRAME_TAKEN = 100,  /* the INPUT was handed on, or nobody reads it any more */
-    FRAME_PARKED = 104, /* answers PARK, or comes in place of HELLO: silent until RESUME */
+    FRAME_READY,          /* TEXT: how */
+    FRAME_PROBE,          /* TEXT: what the last probe gave */
+    FRAME_START_EXITED,   /* EXIT, SIGNAL */
+    FRAME_METADATA = 101, /* a command asks the metadata server: CLIENT, TEXT (the path), FLAVOR,
+                           * FORWARDED */
+    FRAME_TAKEN = 100,    /* the INPUT was handed on, or nobody reads it any more */
+    FRAME_PARKED = 104,   /* answers PARK, or comes in place of HELLO: silent until RESUME */
 };
 
 enum frame_tag {
@@ -132,8 +135,13 @@ enum frame_tag {
     TAG_SECRETIVE,     /* commands have secrets: they leave no core files */
     TAG_NONCE = 170,   /* FRAME_NONCE_LEN bytes */
     TAG_ENTROPY = 171, /* FRAME_ENTROPY_LEN bytes for the random number generator */
-    TAG_STACK = 190, /* SETUP: the scratch disk was used before, and has so many finished layers */
-    TAG_ROWS = 191,  /* of a terminal */
+    TAG_STACK = 190,  /* SETUP: the scratch disk was used before, and has so many finished layers */
+    TAG_TOKENS = 195, /* STEP: 1: it may ask for tokens (METADATA) */
+    TAG_CLIENT = 196,
+    TAG_STATUS = 197,    /* as in HTTP */
+    TAG_FLAVOR = 198,    /* 1: with the header Metadata-Flavor: Google */
+    TAG_FORWARDED = 199, /* 1: with the header X-Forwarded-For */
+    TAG_ROWS = 191,      /* of a terminal */
     TAG_COLS = 192,
     TAG_END = 193,  /* no input comes any more */
     TAG_KEEP = 194, /* SHUTDOWN: with everything on the scratch disk, which is used again */

@@ -206,6 +206,12 @@ void mask_add(struct mask *m, const void *value, size_t len)
 
 /* ---- streams ---- */
 
+void mask_add_later(struct mask *m, const void *value, size_t len)
+{
+    mask_add(m, value, len);
+    m->ready = false;
+}
+
 /* The byte @c as one of base64, in its usual alphabet; 0: it is none. */
 static uint8_t as_coded(uint8_t c)
 {

@@ -26,6 +26,8 @@ void mask_free(struct mask *m);
 /* Before the first stream alone. Values, and lines, of fewer than MASK_SHORTEST bytes are left out.
  */
 void mask_add(struct mask *m, const void *value, size_t len);
+/* The same when there are streams: each is flushed before, and initialised anew behind it. */
+void mask_add_later(struct mask *m, const void *value, size_t len);
 /* Nothing to look for. */
 bool mask_is_empty(const struct mask *m);
 

@@ -215,6 +215,7 @@ static struct guest_step guest_step_of(const struct talk *t, const struct comman
                                .over_env = &cmd->env_variables,
                                .user = state->user,
                                .workdir = state->workdir,
+                               .tokens = state->auth != NULL,
                                .memory = command_ram(cmd),
                                .cpu_percent = command_cpus(cmd, vcpus),
                                .files = &cmd->allowed_files};
@@ -274,6 +275,32 @@ static int run_start(struct talk *t, const struct layer *l, size_t i, struct cb_
     build_state_command(&t->state, cmd);
     say_used(b, title, &(struct usage){0}, &r);
     emit_step_end(&b->em, 0, NULL);
+    return 0;
+}
+
+int run_gcp(struct talk *t, struct cb_error *err)
+{
+    const struct command *auth = t->state.now.auth;
+    struct build *b = t->b;
+    int rc = !auth || b->gcp ? 0 : gcp_open(b->c, &b->em, &b->gcp, err);
+    return rc < 0 || !auth ? rc : gcp_set_scopes(b->gcp, &auth->args, err);
+}
+
+/* From here on commands can ask for tokens: that one can be had is seen now. */
+static int run_gcp_auth(struct talk *t, const struct layer *l, size_t i, struct cb_error *err)
+{
+    const struct command *cmd = &t->commands->v[i];
+    CB_AUTO_FREE char *title = command_title(cmd);
+    (void)begin_step(t->b, l, title);
+    build_state_command(&t->state, cmd);
+    int rc = run_gcp(t, err);
+    if (rc < 0) {
+        cb_wrap(err, "layer %s: command %zu of %zu", l->name, i + 1, t->commands->n);
+        emit_step_end(&t->b->em, 1, err);
+        return rc;
+    }
+    emit_note(&t->b->em, "commands get tokens of %s", gcp_who(t->b->gcp));
+    emit_step_end(&t->b->em, 0, NULL);
     return 0;
 }
 
@@ -354,7 +381,7 @@ static int run_by_type(struct talk *t, const struct layer *l, size_t i, struct c
     case COMMAND_USER: return run_setting(t, l, i);
     case COMMAND_START: return run_start(t, l, i, err);
     case COMMAND_COPY: return run_copy(t, l, i, err);
-    case COMMAND_GCP_AUTH:
+    case COMMAND_GCP_AUTH: return run_gcp_auth(t, l, i, err);
     case COMMAND_TYPE_N: break;
     }
     return cb_fail(err, CB_E_BUG, "layer %s: a command that should have been refused", l->name);

@@ -39,6 +39,8 @@ int talk_start(struct talk *t, size_t first, const char *lower, struct cb_error 
 /* Command @i of t->commands in layer @l, as a step. What it left running stays until the layer's
  * end. */
 int run_command(struct talk *t, const struct layer *l, size_t i, struct cb_error *err);
+/* Once the state says gcp-auth: finds the credential, and takes over the command's scopes. */
+int run_gcp(struct talk *t, struct cb_error *err);
 /* After a restack: what earlier commands of type start had started runs again. */
 int run_starts_again(struct talk *t, const struct layer *l, struct cb_error *err);
 /* When the machine itself ended, that is the reason, and its console says more than a closed

@@ -209,6 +209,12 @@ static void on_tick(void *arg)
     egress_poll(((struct build *)arg)->egress);
 }
 
+static void on_metadata(void *arg, const char *target, bool flavor, bool forwarded,
+                        struct metadata_reply *out)
+{
+    gcp_answer(((struct build *)arg)->gcp, target, flavor, forwarded, out);
+}
+
 static int make_sparse(const char *path, uint64_t size, int *fd_out, struct cb_error *err)
 {
     CB_AUTO_FD fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
@@ -385,7 +391,9 @@ static int run_refresh(struct talk *t, const struct build_layer *l, struct cb_er
     const struct layer *d = l->declared;
     for (size_t i = 0; i < d->init_commands.n; i++)
         build_state_command(&t->state, &d->init_commands.v[i]);
-    int rc = drives_mount(t, d, err);
+    int rc = run_gcp(t, err);
+    if (rc == 0)
+        rc = drives_mount(t, d, err);
     if (rc == 0) /* else it was done there */
         rc = run_starts_again(t, d, err);
     t->commands = &d->refresh_commands;
@@ -433,9 +441,12 @@ static int run_layer(struct talk *t, struct build_layer *l, const struct kept_st
         build_state_command(&t->state, &l->declared->init_commands.v[i]);
         emit_step_cached(&t->b->em, PHASE_RECIPE, l->declared->name, title);
     }
+    int rc = run_gcp(t, err);
+    if (rc < 0)
+        return cb_wrap(err, "layer %s", l->declared->name);
     struct guest_layer g = guest_layer_of(t->b, l);
     g.previous = l->refresh ? PREVIOUS_FOLDER : NULL;
-    int rc = session_layer_begin(t->s, &g, err);
+    rc = session_layer_begin(t->s, &g, err);
     if (rc < 0) {
         cb_wrap(err, "layer %s: begin", l->declared->name);
         return talk_explain(t, err);
@@ -465,7 +476,11 @@ static int run_missing(struct build *b, size_t first, const struct kept_state *k
         return rc;
     struct talk t = {.b = b,
                      .output_fd = -1,
-                     .cb = {.output = on_output, .note = on_note, .tick = on_tick, .arg = b},
+                     .cb = {.output = on_output,
+                            .note = on_note,
+                            .tick = on_tick,
+                            .metadata = on_metadata,
+                            .arg = b},
                      .first = kept ? kept->first : first,
                      .kept = kept,
                      .kept_id = b->o->resume};

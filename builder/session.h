@@ -14,12 +14,23 @@
 
 enum { STREAM_STDOUT = 1, STREAM_STDERR = 2 };
 
+/* An answer of the metadata server. */
+struct metadata_reply {
+    unsigned status; /* 503 until it is set */
+    const char *type;
+    char *body; /* owned by who asked; or NULL */
+};
+
 struct session_callbacks {
     /* Output as it comes, in lines where the program wrote lines: a piece ends at a newline, after
      * 20 ms without one, or at 32 KiB. */
     void (*output)(void *arg, uint32_t step, int stream, const void *data, size_t len);
     void (*note)(void *arg, const char *text); /* something the agent wants said in the log */
     void (*tick)(void *arg);                   /* about once a second while waiting; may be NULL */
+    /* A command asks the metadata server for @target ("/computeMetadata/v1/..."); NULL: none may.
+     * Called while a request is open, and may take some seconds. */
+    void (*metadata)(void *arg, const char *target, bool flavor, bool forwarded,
+                     struct metadata_reply *out);
     void *arg;
 };
 
@@ -97,6 +108,7 @@ struct guest_step {
     const struct cb_strv *argv;
     bool as_root;
     const struct config_pairs *env;        /* or NULL */
+    bool tokens;                           /* it may ask the metadata server */
     const struct config_pairs *secret_env; /* the same, later: wins; not kept here; or NULL */
     const struct config_pairs *over_env;   /* the same, later: wins; or NULL */
     const char *user, *workdir;            /* or NULL: the layer's */

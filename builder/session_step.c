@@ -59,6 +59,8 @@ void sess_put_step(struct frame_out *o, const struct guest_step *st)
     sess_put_env(o, st->over_env);
     frame_put_text(o, TAG_USER, st->user);
     frame_put_text(o, TAG_WORKDIR, st->workdir);
+    if (st->tokens)
+        frame_put_number(o, TAG_TOKENS, 1);
     if (st->memory)
         frame_put_number(o, TAG_MEMORY, st->memory);
     if (st->cpu_percent)

@@ -95,6 +95,8 @@ static int take_async(struct session *s, const struct reply *r, struct cb_error 
     struct frame_field f;
     const uint8_t *p = r->p, *end = r->p + r->n;
     uint64_t stream = 0;
+    if (r->type == FRAME_METADATA)
+        return sess_metadata_take(s, r, err);
     const struct frame_field none = {0};
     struct frame_field data = none, text = none;
     if (r->type != FRAME_OUTPUT && r->type != FRAME_NOTE && r->type != FRAME_PROBE &&
@@ -232,6 +234,8 @@ int sess_next_or(struct session *s, const int fds[2], int64_t deadline, struct r
         int rc = work_off(s, r, err);
         if (rc != 0)
             return rc < 0 ? rc : 0;
+        if (s->n_asks && (rc = sess_metadata_answer(s, err)) < 0)
+            return rc;
         rc = wait_stream_or(s, 0, fds, &other, deadline, err);
         if (rc > 0)
             rc = read_some(s, err);

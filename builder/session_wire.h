@@ -10,6 +10,14 @@
 #define SETUP_MS INT64_C(300000) /* for the answer to a request */
 #define count_of(a) (sizeof(a) / sizeof((a)[0]))
 
+/* What the guest asked of the metadata server, until it is answered. */
+struct session_ask {
+    uint32_t client;
+    bool flavor, forwarded;
+    char target[1025];
+};
+#define SESSION_ASKS 16
+
 struct session {
     int fd;
     struct session_callbacks cb;
@@ -21,7 +29,9 @@ struct session {
     uint64_t output_end; /* where the last diff ended */
     bool dead;           /* an error that nothing can follow */
     unsigned notes;      /* that came since the last request */
-    char *probe;         /* what the last probe of a booted image gave; owned */
+    struct session_ask asks[SESSION_ASKS];
+    size_t n_asks;
+    char *probe; /* what the last probe of a booted image gave; owned */
 };
 
 /* A frame that the guest sent; the payload is borrowed from the session's buffer until the next
@@ -75,5 +85,8 @@ int sess_ask(struct session *s, const struct frame_out *o, int64_t timeout_ms,
 void sess_put_step(struct frame_out *o, const struct guest_step *st);
 int sess_step_result(struct session *s, const struct reply *r, struct step_result *out,
                      struct cb_error *err);
+/* METADATA came: 1, it is kept. And answers all that were. */
+int sess_metadata_take(struct session *s, const struct reply *r, struct cb_error *err);
+int sess_metadata_answer(struct session *s, struct cb_error *err);
 /* Makes what session_cancel() writes to; once a process. */
 int sess_open_cancel(struct cb_error *err);

@@ -33,6 +33,12 @@ static void on_note(void *arg, const char *text)
     h->r->note(h->r->arg, text);
 }
 
+static void on_metadata(void *arg, const char *target, bool flavor, bool forwarded,
+                        struct metadata_reply *out)
+{
+    gcp_answer(((const struct here *)arg)->b->gcp, target, flavor, forwarded, out);
+}
+
 static void on_tick(void *arg)
 {
     egress_poll(((const struct here *)arg)->b->egress);
@@ -86,6 +92,9 @@ static int begin_layer(struct talk *t, const struct layer *l, const struct shell
     int rc = session_layer_begin(t->s, &g, err);
     if (rc < 0)
         return talk_explain(t, err);
+    if (run_gcp(t, &why) < 0)
+        r->note(r->arg, why.msg);
+    cb_error_clear(&why);
     rc = run_starts_again(t, l, &why);
     if (rc == -(int)CB_E_COMMAND) {
         r->note(r->arg, why.msg);
@@ -116,7 +125,8 @@ static int run_shell(struct talk *t, const struct command *cmd, const struct she
                                   .env = &t->state.now.env,
                                   .over_env = &over,
                                   .user = t->state.now.user,
-                                  .workdir = t->state.now.workdir};
+                                  .workdir = t->state.now.workdir,
+                                  .tokens = t->state.now.auth != NULL};
     const struct shell_io io = {
         .input = r->input, .size = r->size, .resized = r->resized, .arg = r->arg};
     struct step_result res = {0};
@@ -136,7 +146,11 @@ static int with_machine(struct build *b, const struct kept_state *k, const struc
                      .first = k->first,
                      .kept = k,
                      .kept_id = r->build_id,
-                     .cb = {.output = on_output, .note = on_note, .tick = on_tick, .arg = &h}};
+                     .cb = {.output = on_output,
+                            .note = on_note,
+                            .tick = on_tick,
+                            .metadata = on_metadata,
+                            .arg = &h}};
     replay(&t.state, b->c, k);
     build_machine_count(1);
     int rc = talk_start(&t, k->layer, lower, err);

@@ -62,6 +62,7 @@ static void keep_start(struct build_state *s, const struct command *cmd)
         config_pairs_set(&k->state.env, s->now.env.v[i].key, s->now.env.v[i].value);
     set_text(&k->state.user, s->now.user);
     set_text(&k->state.workdir, s->now.workdir);
+    k->state.auth = s->now.auth;
 }
 
 void build_state_command(struct build_state *s, const struct command *cmd)
@@ -77,6 +78,8 @@ void build_state_command(struct build_state *s, const struct command *cmd)
         set_text(&s->now.workdir, cmd->args.v[0]);
     if (cmd->type == COMMAND_USER && cmd->args.n)
         set_text(&s->now.user, cmd->args.v[0]);
+    if (cmd->type == COMMAND_GCP_AUTH)
+        s->now.auth = cmd;
     if (cmd->type == COMMAND_START)
         keep_start(s, cmd);
 }

@@ -10,6 +10,8 @@ struct step_state {
     struct config_pairs env; /* beyond the image's */
     char *user;              /* NULL: runner_user, else the image's */
     char *workdir;           /* NULL: the image's */
+    const struct command
+        *auth; /* the last one of type gcp-auth; borrowed from the config, or NULL */
 };
 void step_state_release(struct step_state *s);
 

@@ -197,10 +197,6 @@ static void read_command(struct reader *r, const struct at *at, const struct doc
             return;
         (void)read_map(r, at, n, command_fields, c);
         check_args(r, at, n, c);
-        if (c->type == COMMAND_GCP_AUTH) {
-            CB_AUTO_FREE char *what = cb_xasprintf("command type %s", command_type_name(c->type));
-            reader_note(r, at, n, what);
-        }
         return;
     }
     if (n->kind == DOC_SCALAR && !doc_is_null(n) && n->text[strspn(n->text, " \t\r\n")] == '\0')

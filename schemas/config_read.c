@@ -214,7 +214,7 @@ static const struct field config_fields[] = {
      .more = presets,
      .offset = AT(network_policy_preset)},
     {.name = "network_policy", .read = read_network_policy, .offset = AT(network_policy)},
-    {.name = "auth", .read = read_auth, .offset = AT(auth), .note = "auth"},
+    {.name = "auth", .read = read_auth, .offset = AT(auth)},
     {.name = "init", .read = read_init, .offset = AT(init)},
     {.name = "snapshot", .read = read_choice, .more = snapshots, .offset = AT(snapshot)},
     {.name = "kernel", .read = read_choice, .more = kernels, .offset = AT(kernel)},

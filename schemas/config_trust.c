@@ -253,10 +253,25 @@ static void check_references(struct reader *r, const struct at *at, const struct
     }
 }
 
+/* Nothing in it but {providers: {gcp: ...}}, which builds use. */
+static bool gcp_alone(const struct doc_node *n)
+{
+    const struct doc_node *providers = n->n == 1 ? n->pairs[0].value : NULL;
+    if (!providers || strcmp(n->pairs[0].key->text, "providers") != 0 || providers->kind != DOC_MAP)
+        return false;
+    for (size_t i = 0; i < providers->n; i++)
+        if (strcmp(providers->pairs[i].key->text, "gcp") != 0)
+            return false;
+    return true;
+}
+
 bool read_auth(struct reader *r, const struct at *at, const struct doc_node *n,
                const struct field *f, void *to)
 {
-    if (n->kind == DOC_MAP)
+    if (n->kind == DOC_MAP) {
         check_references(r, at, n);
+        if (!gcp_alone(n))
+            reader_note(r, at, n, "auth");
+    }
     return read_object(r, at, n, f, to);
 }

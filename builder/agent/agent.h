@@ -262,6 +262,44 @@ void shell_work(struct shell_input *in, struct chan *up);
 void shell_close(struct shell_input *in);
 size_t shell_pollfds(const struct shell_input *in, struct pollfd *p);
 
+/* --- metadata.c: tokens for commands --- */
+
+#define METADATA_CLIENTS 8
+#define METADATA_REQUEST_MAX 8192
+#define METADATA_TARGET_MAX 1024
+struct metadata_request {
+    unsigned status; /* 0: it is one for the host; else how it is answered */
+    bool flavor, forwarded;
+    char target[METADATA_TARGET_MAX + 1];
+};
+/* 1 when @text holds a whole request (or never will), 0 when more has to come. */
+int metadata_parse(const char *text, size_t n, struct metadata_request *r);
+
+struct metadata_client {
+    enum { METADATA_FREE, METADATA_READING, METADATA_ASKING, METADATA_TELLING } state;
+    int fd;
+    uint32_t id;
+    int64_t until;
+    size_t n, at;
+    struct text out;
+    char in[METADATA_REQUEST_MAX];
+};
+struct metadata {
+    int listener;
+    uint16_t port; /* 0: nobody may ask */
+    uint32_t last_id;
+    struct metadata_client clients[METADATA_CLIENTS];
+};
+/* Listens on the loopback, if it does not yet. */
+int metadata_open(struct metadata *m, struct fail *f);
+/* The variables by which programs find it. */
+void metadata_env(const struct metadata *m, struct words *env);
+/* Reads and writes what can be; asks the host. */
+void metadata_work(struct metadata *m, struct chan *up, int64_t now);
+/* METADATA_ANSWER came. */
+void metadata_answer(struct metadata *m, const uint8_t *p, size_t n);
+size_t metadata_pollfds(const struct metadata *m, struct pollfd *p);
+
 /* --- tar.c: an OCI layer tar, written in order --- */
 
 struct xattr {
@@ -414,6 +452,7 @@ struct step_spec {
     char *user, *workdir; /* NULL: the layer's */
     bool root;
     bool shell;   /* it is given input */
+    bool tokens;  /* it may ask for tokens */
     bool goes_on; /* a boot command whose end is not waited for */
     uint64_t timeout_ms;
     uint64_t wait_ms;             /* START: how long it has to live */

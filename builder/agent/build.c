@@ -315,7 +315,8 @@ static void on_child(struct build *b)
             (void)chan_send_fail(b->host, h.step, &f);
         else
             (void)chan_send_bytes(b->host, p - FRAME_HEAD, FRAME_HEAD + (size_t)h.length);
-        bool answer = h.type != FRAME_OUTPUT && h.type != FRAME_NOTE && h.type != FRAME_TAKEN;
+        bool answer = h.type != FRAME_OUTPUT && h.type != FRAME_NOTE && h.type != FRAME_TAKEN &&
+                      h.type != FRAME_METADATA;
         if (h.type == FRAME_LAYER_DONE)
             layer_done(b, p, h.length);
         chan_pop(&b->child, &h);
@@ -331,10 +332,10 @@ static void on_child(struct build *b)
         child_gone(b);
 }
 
-/* For the shell, while it runs; what comes when it has just ended is nobody's. */
-static void pass_input(struct build *b, const struct frame_head *h, const uint8_t *p)
+/* For what runs in the layer; what comes when it has just ended is nobody's. */
+static void pass_on(struct build *b, const struct frame_head *h, const uint8_t *p)
 {
-    if (b->waiting && !b->taking && b->child.fd >= 0)
+    if ((b->waiting || h->type == FRAME_METADATA_ANSWER) && !b->taking && b->child.fd >= 0)
         (void)chan_send_bytes(&b->child, p - FRAME_HEAD, FRAME_HEAD + (size_t)h->length);
 }
 
@@ -363,8 +364,8 @@ static int on_host(struct build *b)
     while ((got = chan_peek(b->host, &h, &p)) != 0) {
         if (got < 0)
             return -1;
-        if (h.type == FRAME_INPUT) {
-            pass_input(b, &h, p);
+        if (h.type == FRAME_INPUT || h.type == FRAME_METADATA_ANSWER) {
+            pass_on(b, &h, p);
             chan_pop(b->host, &h);
             continue;
         }

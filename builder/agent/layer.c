@@ -42,7 +42,8 @@ struct init {
     struct groups groups;
     struct job job;
     struct shell_input input; /* of the job, when it is a shell */
-    struct watch watch;       /* what it takes */
+    struct metadata metadata;
+    struct watch watch; /* what it takes */
     /* Pipes that a daemon of an earlier step still writes to: read and dropped, so that it does not
      * die of SIGPIPE or block. */
     int left_open[LEFT_OPEN_MAX];
@@ -138,9 +139,13 @@ static int start_step(struct init *in, struct job *job, struct watch *watch,
         authorities_renew(&in->setup->authorities, in->authorities, f) < 0 ||
         watch_begin(watch, &in->groups, s, f) < 0)
         return -1;
+    if (s->tokens && metadata_open(&in->metadata, f) < 0)
+        return -1;
     say_no_limits(in, s);
     merge_env(&env, &in->setup->env);
     merge_env(&env, &in->layer->env);
+    if (s->tokens)
+        metadata_env(&in->metadata, &env);
     merge_env(&env, &s->env);
     const char *declared_path = env_get(&env, "PATH");
     if (s->script) {
@@ -370,8 +375,10 @@ static bool on_request(struct init *in)
         _exit(71);
     if (got == 0)
         return false;
-    if (h.type == FRAME_INPUT) {
-        if (in->job.pid)
+    if (h.type == FRAME_INPUT || h.type == FRAME_METADATA_ANSWER) {
+        if (h.type == FRAME_METADATA_ANSWER)
+            metadata_answer(&in->metadata, p, h.length);
+        else if (in->job.pid)
             shell_take(&in->input, p, h.length);
         chan_pop(&in->up, &h);
         return true;
@@ -429,12 +436,13 @@ static void work_job(struct init *in, int64_t now)
 static _Noreturn void init_loop(struct init *in)
 {
     for (;;) {
-        struct pollfd pfds[5 + 2 * STARTS_MAX + LEFT_OPEN_MAX];
+        struct pollfd pfds[6 + METADATA_CLIENTS + 2 * STARTS_MAX + LEFT_OPEN_MAX];
         size_t n = 0;
         pfds[n++] = (struct pollfd){.fd = in->up.fd, .events = POLLIN};
         pfds[n++] = (struct pollfd){.fd = in->sigfd, .events = POLLIN};
         n += job_pollfds(&in->job, pfds + n);
         n += shell_pollfds(&in->input, pfds + n);
+        n += metadata_pollfds(&in->metadata, pfds + n);
         for (size_t i = 0; i < in->n_starts; i++)
             n += job_pollfds(&in->starts[i]->job, pfds + n);
         for (size_t i = 0; i < in->n_left_open; i++)
@@ -449,6 +457,7 @@ static _Noreturn void init_loop(struct init *in)
         work_starts(in, now_ms());
         while (on_request(in))
             ;
+        metadata_work(&in->metadata, &in->up, now_ms());
         if (in->input.owed)
             shell_work(&in->input, &in->up);
         if (in->up.hungup)

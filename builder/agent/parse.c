@@ -156,6 +156,7 @@ int step_parse(struct step_spec *s, const uint8_t *p, size_t n, struct fail *f)
         case TAG_WAIT: rc = take_number(&x, &s->wait_ms, f); break;
         case TAG_ROWS: rc = take_number(&x, &s->rows, f); break;
         case TAG_COLS: rc = take_number(&x, &s->cols, f); break;
+        case TAG_TOKENS: s->tokens = true; break;
         case TAG_MEMORY: rc = take_number(&x, &s->memory, f); break;
         case TAG_CPUS: rc = take_number(&x, &s->cpu_percent, f); break;
         case TAG_FILE: rc = take_word(&x, &s->files, f); break;

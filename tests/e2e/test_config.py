@@ -88,8 +88,8 @@ class BadConfig(E2E):
         self.ends(self.home.run("frobnicate"), 2, r"frobnicate")
         self.ends(self.home.run("--registry-mirror", "nonsense", good), 2, r"registry-mirror|mirror")
 
-    def test_a_command_type_that_cannot_run_yet_is_refused_by_name(self):
-        path = self.home.config("early", [("a", [{"type": "gcp-auth"}])])
+    def test_words_that_a_command_type_does_not_know_are_refused_before_the_build(self):
+        path = self.home.config("early", [("a", [{"type": "gcp-auth", "args": ["--project", "x"]}])])
         got = self.home.run(path)
         self.ends(got, 2, r"early\.yaml:\d+:\d+: .*gcp-auth")
         self.ends(self.home.run("validate", path), 0, r"early\.yaml:\d+:\d+: .*gcp-auth")

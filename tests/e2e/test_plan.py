@@ -228,13 +228,13 @@ class BeforeAndAfter(Plans):
     def test_what_cannot_be_built_yet(self):
         path = self.folder / "git.yaml"
         path.write_text("display_name: with-git\nbase_image: minimal-debian\nlayers:\n"
-                        "- name: a\n  init_commands: [id, {type: gcp-auth}]\n"
+                        "- name: a\n  init_commands: [id, {type: gcp-auth, args: [--project, x]}]\n"
                         f"  context: [{{git: 'http://127.0.0.1:{free_port()}/a.git', ref: main, dst: /srv/a}}]\n")
         p = self.plan(path)
         self.assertIsNone(p["lock"]["git"][0]["commit"])
         self.assertRegex("\n".join(p["unknown"]), r"layer a: the commit of main: http://127\.0\.0\.1:\d+/a\.git: .")
         self.assertRegex("\n".join(p["warnings"]), r"git\.yaml:5:\d+: layer a: .*gcp-auth")
-        self.assertEqual(p["unsupported"], ["command type gcp-auth"])
+        self.assertEqual(p["unsupported"], [])
 
     def test_refusals(self):
         bad = self.folder / "bad.yaml"

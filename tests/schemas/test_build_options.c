@@ -189,8 +189,12 @@ static void test_what_cannot_be_built_is_refused(void **state)
     refused(
         HEAD "      - x\n    refresh_commands: [x, {type: start, args: [y]}]\n",
         "c.yaml:7:27: layer one: a command of type start cannot refresh it; shell and exec can");
-    refused(HEAD "      - {type: gcp-auth}\n",
-            "c.yaml:6:9: layer one: commands of type gcp-auth cannot be run yet");
+    refused(HEAD "      - {type: gcp-auth}\n", NULL);
+    refused(HEAD "      - {type: gcp-auth, args: [--scope, a, --scope=b]}\n", NULL);
+    refused(HEAD "      - true\n      - {type: gcp-auth, args: [--scope]}\n",
+            "c.yaml:7:9: layer one: gcp-auth: expected `--scope NAME`, found --scope");
+    refused(HEAD "      - {type: gcp-auth, args: [--scope, a, b]}\n",
+            "c.yaml:6:9: layer one: gcp-auth: expected `--scope NAME`, found b");
     refused(HEAD "      - true\ninit_commands: [{type: start, args: [x]}]\n", NULL);
     refused(HEAD "      - true\ninit_commands: [{type: user, args: [x]}]\n",
             "c.yaml:7:17: workload.init_commands: a command of type user does not run at boot");

@@ -306,8 +306,7 @@ static void test_limits_of_a_command_are_numbers(void **state)
 static void test_what_is_not_acted_on_is_named_once(void **state)
 {
     (void)state;
-    static const char *const expected[] = {"command type gcp-auth",
-                                           "refresh_interval",
+    static const char *const expected[] = {"refresh_interval",
                                            "ttl",
                                            "session_max_age_seconds",
                                            "refresh_idle_ttl_seconds",
