@@ -35,7 +35,8 @@ class Limits:
 
     def test_what_a_command_used_is_told(self):
         busy = "x=$(head -c 40000000 /dev/zero | tr '\\0' x); i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done"
-        got = self.ok(self.build("used", {"type": "shell", "args": ["bash", "-c", busy], "name": "busy"}, "true"))
+        got = self.ok(self.build("used", {"type": "shell", "args": ["bash", "-c", busy], "name": "busy"},
+                                 {"type": "shell", "args": ["true"], "ram": "900GiB"}))
         ends = [e for e in got.of("step-end") if e.get("record")]
         records = [e["record"] for e in ends]
         self.assertEqual(len(records), 2)
@@ -48,6 +49,7 @@ class Limits:
         self.assertLess(x["ram_used"], 400000000)
         self.assertEqual(x["duration_ms"], ends[0]["elapsed_ms"])
         self.assertLess(records[1]["execution"]["cpu_ms"], x["cpu_ms"])
+        self.assertRegex(got.notes, r"`ram` of 921600 MiB is more than this builder can give: 1[789]\d\d MiB")
 
 
     def fails(self, name, command, pattern, kind, settings=None):
