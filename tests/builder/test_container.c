@@ -135,6 +135,34 @@ static bool has_process(const char *text)
     return found;
 }
 
+/* @number of a system call and its arguments, as the stub is asked for it. */
+#define CALL(number, arguments) "call " CALL_TEXT(number) " " arguments
+#define CALL_TEXT(number) CALL_DIGITS(number)
+#define CALL_DIGITS(number) #number
+
+/* What the filter refuses, and what it must not. Bits that the kernel does not look at change
+ * nothing. */
+static void test_calls_past_the_capabilities(void **state)
+{
+    struct place *p = *state;
+    start(p, false);
+    int fd = p->m->stream;
+    assert_answer(fd, CALL(__NR_socket, "1 1 0"), "done"); /* AF_UNIX */
+    assert_answer(fd, CALL(__NR_socket, "17 3 0"), "errno 1");
+    assert_answer(fd, CALL(__NR_socket, "0x100000011 3 0"), "errno 1");        /* AF_PACKET */
+    assert_answer(fd, CALL(__NR_socket, "0x8000000000000028 1 0"), "errno 1"); /* AF_VSOCK */
+    assert_answer(fd, CALL(__NR_socket, "44 3 0"), "errno 1");                 /* AF_XDP */
+    assert_answer(fd, CALL(__NR_io_uring_setup, "4 0"), "errno 1");
+    assert_answer(fd, CALL(__NR_unshare, "0x10000000"), "errno 1"); /* CLONE_NEWUSER */
+    assert_answer(fd, CALL(__NR_unshare, "0x50000000"), "errno 1"); /* and a network */
+    assert_answer(fd, CALL(__NR_unshare, "0x200"), "done");         /* CLONE_FS */
+    assert_answer(fd, CALL(__NR_clone, "0x10000011"), "errno 1");
+    assert_answer(fd, CALL(__NR_clone, "0x11"), "done"); /* SIGCHLD */
+    assert_answer(fd, CALL(__NR_clone3, "0 0"), "errno 38");
+    assert_answer(fd, CALL(__NR_keyctl, "0 0"), "errno 1");
+    assert_answer(fd, CALL(__NR_request_key, "0 0"), "errno 1");
+}
+
 static void test_container_has_its_disks_and_a_sandboxed_network(void **state)
 {
     struct place *p = *state;
@@ -248,6 +276,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_container_has_its_disks_and_a_sandboxed_network,
                                         place_setup, place_teardown),
+        cmocka_unit_test_setup_teardown(test_calls_past_the_capabilities, place_setup,
+                                        place_teardown),
         cmocka_unit_test_setup_teardown(test_container_without_network_has_a_loopback_alone,
                                         place_setup, place_teardown),
         cmocka_unit_test_setup_teardown(
