@@ -109,23 +109,39 @@ __attribute__((noreturn)) static void end_like(int status)
     _exit(WEXITSTATUS(status));
 }
 
-__attribute__((noreturn)) static void watch(pid_t child, int scratch, const sigset_t *set)
+/* Nobody wants them any more: unmounting must not write gigabytes. What was wanted of a drive was
+ * taken when it was made read-only. */
+static void shut_down(int first, int n)
 {
     uint32_t how = EXT4_SHUTDOWN_NO_FLUSH;
+    for (int fd = first; fd < first + n; fd++)
+        (void)ioctl(fd, EXT4_SHUTDOWN, &how);
+}
+
+/* @n file systems are open from @first on. */
+__attribute__((noreturn)) static void watch(pid_t child, int first, int n, const sigset_t *set)
+{
     for (;;) {
         int status;
         int sig = sigwaitinfo(set, NULL);
         if (sig == SIGTERM) {
-            if (scratch >= 0) /* nobody wants it any more: unmounting must not write gigabytes */
-                (void)ioctl(scratch, EXT4_SHUTDOWN, &how);
+            shut_down(first, n);
             (void)kill(child, SIGKILL);
         }
         if (waitpid(child, &status, sig == SIGTERM ? 0 : WNOHANG) != child)
             continue;
-        if (scratch >= 0)
-            (void)ioctl(scratch, EXT4_SHUTDOWN, &how);
+        shut_down(first, n);
         end_like(status);
     }
+}
+
+/* Holds what is mounted at @at open as descriptor @fd. */
+static void hold(const char *at, int fd, int out)
+{
+    int got = open(at, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (got < 0 || dup3(got, fd, O_CLOEXEC) < 0)
+        hop_fail(out, "open a mounted file system");
+    (void)close(got);
 }
 
 __attribute__((noreturn)) static void hop_main(const struct hop_spec *s, pid_t parent, int out)
@@ -148,7 +164,6 @@ __attribute__((noreturn)) static void hop_main(const struct hop_spec *s, pid_t p
     if (unshare(CLONE_NEWNS | CLONE_NEWPID) < 0)
         hop_fail(out, "unshare");
     make_mounts(s, out);
-    int scratch = s->scratch_device ? open(s->scratch_at, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
     int alive[2];
     if (pipe2(alive, O_CLOEXEC) < 0)
         hop_fail(out, "pipe");
@@ -159,12 +174,18 @@ __attribute__((noreturn)) static void hop_main(const struct hop_spec *s, pid_t p
         (void)close(alive[1]);
         run_runtime(s, out, alive[0]);
     }
-    /* What is open here stays open until the end: the write end of `alive` and the scratch. */
-    int keep[2] = {dup3(alive[1], HIGH_FD, O_CLOEXEC),
-                   scratch < 0 ? -1 : dup3(scratch, HIGH_FD + 1, O_CLOEXEC)};
+    /* What is open here stays open until the end: the write end of `alive`, and what was mounted.
+     */
+    if (dup3(alive[1], HIGH_FD, O_CLOEXEC) < 0)
+        hop_fail(out, "descriptors");
+    int held = 0;
+    if (s->scratch_device)
+        hold(s->scratch_at, HIGH_FD + ++held, out);
+    for (size_t i = 0; i < s->n_drives; i++)
+        hold(s->drives_at[i], HIGH_FD + ++held, out);
     (void)syscall(SYS_close_range, 0, HIGH_FD - 1, 0);
-    (void)syscall(SYS_close_range, HIGH_FD + 2, ~0u, 0);
-    watch(child, keep[1], &set);
+    (void)syscall(SYS_close_range, HIGH_FD + held + 1, ~0u, 0);
+    watch(child, HIGH_FD + 1, held, &set);
 }
 
 pid_t hop_start(const struct hop_spec *spec, struct cb_error *err)

@@ -143,6 +143,19 @@ class DrivesVm(Drives, Looks):
     test_3_a_drive_that_fails_says_which = None
 
 
+class Sixteen(Looks):
+    def test_as_many_as_a_file_may_have(self):
+        """A machine has places for them in a build and when it is booted."""
+        layers = [{"name": "all", "init_commands": ["true"],
+                   "drives": [drive(f"d{i}", f"echo {i} > /drives/d{i}/n") for i in range(16)]}]
+        self.ok(self.home.build(self.config("many", layers), "--isolation", "vm", "--no-boot-check"))
+        got = self.home.run("boot", "many", "--exec", "sh", "-c",
+                            "cat /drives/*/n | sort -n | tr '\n' ' '; grep -c ' /drives/' /proc/mounts; "
+                            "grep -c eth0 /proc/net/dev")
+        self.ends(got, 0)
+        self.assertEqual(got.out, " ".join(map(str, range(16))) + " 16\n1\n")
+
+
 class Workspace(Looks):
     def test_every_machine_has_one(self):
         config = self.home.config("space", [], config={"tier": "s", "workspace_size_gb": 3},
