@@ -45,6 +45,7 @@ void after_failure_keep(struct talk *t, const char *lower)
                            .workdir = cb_xstrdup(image->workdir ? image->workdir : "/")};
     copy_strv(&k.env, &image->env);
     build_content(b, t->at.layer, &k.content);
+    k.watched = egress_take_hosts(b->egress, &k.hosts) || config_without_network(b->c);
     CB_AUTO_FREE char *scratch = cb_xasprintf("%s/scratch.ext4", b->o->work_dir);
     CB_AUTO_ERROR why = CB_ERROR_INIT;
     if (kept_save(b->settings->home, b->o->build_id, &limits, &k, scratch, lower, &why) == 0)

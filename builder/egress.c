@@ -37,6 +37,7 @@ struct egress {
     json_t *requests;       /* since then */
     struct cb_strv hosts;   /* since the last egress_take_hosts() */
     bool hosts_cut;
+    bool unknown; /* there were others, which nobody knows */
 };
 
 /* ---- the policies of a file ---- */
@@ -259,11 +260,8 @@ static void keep_request(struct egress *e, const struct gateway_report *r)
     (void)json_array_append_new(e->requests, o);
 }
 
-static void keep_host(struct egress *e, const struct gateway_report *r)
+static void add_host(struct egress *e, const char *text)
 {
-    char address[INET_ADDRSTRLEN];
-    CB_AUTO_FREE char *text = cb_xasprintf("%s:%u/%s", recorded(r, address), r->port,
-                                           r->protocol == POLICY_UDP ? "udp" : "tcp");
     for (size_t i = 0; i < e->hosts.n; i++)
         if (strcmp(e->hosts.v[i], text) == 0)
             return;
@@ -271,6 +269,14 @@ static void keep_host(struct egress *e, const struct gateway_report *r)
         cb_strv_add(&e->hosts, text);
     else
         e->hosts_cut = true;
+}
+
+static void keep_host(struct egress *e, const struct gateway_report *r)
+{
+    char address[INET_ADDRSTRLEN];
+    CB_AUTO_FREE char *text = cb_xasprintf("%s:%u/%s", recorded(r, address), r->port,
+                                           r->protocol == POLICY_UDP ? "udp" : "tcp");
+    add_host(e, text);
 }
 
 static void on_report(void *arg, const struct gateway_report *r)
@@ -422,7 +428,8 @@ void egress_poll(struct egress *e)
 static void settle(struct egress *e)
 {
     CB_AUTO_ERROR ignored = CB_ERROR_INIT; /* the next egress_hold() says it */
-    (void)gateway_select(e->gateway, e->holds, &ignored);
+    if (gateway_select(e->gateway, e->holds, &ignored) < 0)
+        e->unknown = true;
 }
 
 const json_t *egress_requests(struct egress *e)
@@ -438,11 +445,22 @@ static int by_text(const void *a, const void *b)
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
+void egress_remember(struct egress *e, const struct cb_strv *hosts, bool watched)
+{
+    if (!e)
+        return;
+    e->unknown = !watched;
+    for (size_t i = 0; i < hosts->n; i++)
+        add_host(e, hosts->v[i]);
+}
+
 bool egress_take_hosts(struct egress *e, struct cb_strv *out)
 {
     if (!watches(e))
         return false;
     settle(e);
+    bool all = !e->unknown && !e->hosts_cut;
+    e->unknown = false;
     if (e->hosts_cut)
         emit_warning(e->em, "the commands talked to so many hosts that not all are recorded");
     e->hosts_cut = false;
@@ -451,7 +469,7 @@ bool egress_take_hosts(struct egress *e, struct cb_strv *out)
     cb_strv_release(out);
     *out = e->hosts;
     e->hosts = (struct cb_strv){0};
-    return true;
+    return all;
 }
 
 char *egress_refused(struct egress *e)

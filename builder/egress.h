@@ -37,6 +37,9 @@ char *egress_refused(struct egress *e);
 /* Whom commands talked to, or wanted to, since then: for event_execution.host_requests. Borrowed
  * until the next call that takes @e; NULL when nobody watches. */
 const json_t *egress_requests(struct egress *e);
+/* A layer goes on whose first commands ran in an earlier build: they talked to @hosts; without
+ * @watched nobody knows to whom. */
+void egress_remember(struct egress *e, const struct cb_strv *hosts, bool watched);
 /* Moves out whom commands talked to since the last call ("pypi.org:443/tcp"), distinct and sorted.
- * False when nobody watched. */
+ * False when not all of them were watched. */
 bool egress_take_hosts(struct egress *e, struct cb_strv *out);

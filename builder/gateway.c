@@ -74,9 +74,11 @@ static struct sockaddr_in ipv4(uint32_t address, uint16_t port)
         .sin_family = AF_INET, .sin_addr.s_addr = htonl(address), .sin_port = htons(port)};
 }
 
-static void set_address(int out, int sock, unsigned long request, const char *text)
+static void set_address(int out, int sock, const char *name, unsigned long request,
+                        const char *text)
 {
-    struct ifreq r = {.ifr_name = TUNNEL};
+    struct ifreq r = {0};
+    (void)snprintf(r.ifr_name, sizeof(r.ifr_name), "%s", name);
     struct sockaddr_in a = {.sin_family = AF_INET};
     (void)inet_pton(AF_INET, text, &a.sin_addr);
     memcpy(&r.ifr_addr, &a, sizeof(a));
@@ -105,8 +107,12 @@ static int open_tunnel(int out)
     set_switch("/proc/sys/net/ipv6/conf/" TUNNEL "/disable_ipv6", "1");
     /* a connection that finds the queue full is tried again, not forgotten by one side */
     set_switch("/proc/sys/net/ipv4/tcp_syncookies", "0");
-    set_address(out, sock, SIOCSIFADDR, NETNS_ADDRESS);
-    set_address(out, sock, SIOCSIFNETMASK, "255.255.255.0");
+    set_address(out, sock, TUNNEL, SIOCSIFADDR, NETNS_ADDRESS);
+    set_address(out, sock, TUNNEL, SIOCSIFNETMASK, "255.255.255.0");
+    /* Should the gateway die, the tunnel is gone at once: the ends of its connections still have to
+     * reach their clients, which would wait for ever. */
+    set_address(out, sock, "lo:1", SIOCSIFADDR, NETNS_ADDRESS);
+    set_address(out, sock, "lo:1", SIOCSIFNETMASK, "255.255.255.255");
     r = (struct ifreq){.ifr_name = TUNNEL, .ifr_mtu = TUNNEL_MTU};
     if (ioctl(sock, SIOCSIFMTU, &r) < 0)
         fail(out, "set the tunnel's MTU");
@@ -200,6 +206,7 @@ __attribute__((noreturn)) static void gateway_main(const struct gateway_spec *sp
         if (sig != SIGKILL && sig != SIGSTOP)
             (void)signal(sig, SIG_DFL);
     (void)sigprocmask(SIG_SETMASK, &none, NULL);
+    (void)prctl(PR_SET_NAME, "capsule-gateway"); /* not one more job, to who looks */
     if (setsid() < 0)
         fail(control, "setsid");
     struct loop *g = mmap(NULL, sizeof(*g), PROT_READ | PROT_WRITE,

@@ -24,6 +24,7 @@ void kept_state_release(struct kept_state *k)
     for (size_t i = 0; i < sizeof(owned) / sizeof(owned[0]); i++)
         free(owned[i]);
     cb_strv_release(&k->env);
+    cb_strv_release(&k->hosts);
     *k = (struct kept_state){0};
 }
 
@@ -34,20 +35,26 @@ char *kept_file(const char *home, const char *id, const char *leaf)
 
 /* -- writing -- */
 
+static json_t *texts(const struct cb_strv *v)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < v->n; i++)
+        (void)json_array_append_new(list, json_string(v->v[i]));
+    return list;
+}
+
 static int write_state(const char *dir, const struct kept_state *k, struct cb_error *err)
 {
     char key[CB_DIGEST_LEN + 1], content[CB_DIGEST_LEN + 1];
     cb_digest_text(&k->layer_key, key);
     cb_digest_text(&k->content, content);
-    json_t *env = json_array();
-    for (size_t i = 0; i < k->env.n; i++)
-        (void)json_array_append_new(env, json_string(k->env.v[i]));
-    json_auto_t *o =
-        json_pack("{s:i, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:s, s:s, s:o, s:s, s:s}", "format",
-                  FORMAT, "name", k->name, "driver", k->driver, "layer_name", k->layer_name,
-                  "title", k->title, "first", (json_int_t)k->first, "layer", (json_int_t)k->layer,
-                  "command", (json_int_t)k->command, "layer_key", key, "content", content, "env",
-                  env, "user", k->user, "workdir", k->workdir);
+    json_t *env = texts(&k->env), *hosts = k->watched ? texts(&k->hosts) : json_null();
+    json_auto_t *o = json_pack(
+        "{s:i, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:s, s:s, s:o, s:s, s:s, s:o}", "format", FORMAT,
+        "name", k->name, "driver", k->driver, "layer_name", k->layer_name, "title", k->title,
+        "first", (json_int_t)k->first, "layer", (json_int_t)k->layer, "command",
+        (json_int_t)k->command, "layer_key", key, "content", content, "env", env, "user", k->user,
+        "workdir", k->workdir, "hosts", hosts);
     CB_AUTO_FREE char *text = o ? json_dumps(o, JSON_INDENT(2) | JSON_SORT_KEYS) : NULL;
     if (!text)
         return cb_fail(err, CB_E_CORRUPT, "the state has a text that is not UTF-8");
@@ -120,15 +127,15 @@ int kept_save(const char *home, const char *id, const struct kept_limits *limits
 
 /* -- reading -- */
 
-static int take_env(json_t *env, struct kept_state *k)
+static int take_texts(json_t *list, struct cb_strv *out)
 {
     size_t i;
     json_t *v;
-    json_array_foreach(env, i, v)
+    json_array_foreach(list, i, v)
     {
         if (!json_is_string(v))
             return -1;
-        cb_strv_add(&k->env, json_string_value(v));
+        cb_strv_add(out, json_string_value(v));
     }
     return 0;
 }
@@ -159,7 +166,9 @@ static int parse(const char *text, size_t n, struct kept_state *k)
     k->first = (uint64_t)first;
     k->layer = (uint64_t)layer;
     k->command = (uint64_t)command;
-    return take_env(env, k);
+    json_t *hosts = json_object_get(o, "hosts");
+    k->watched = json_is_array(hosts);
+    return take_texts(env, &k->env) < 0 ? -1 : take_texts(hosts, &k->hosts);
 }
 
 int kept_load(const char *home, const char *id, struct kept_state *out, struct cb_error *err)

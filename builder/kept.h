@@ -9,6 +9,7 @@
 #include "support/error.h"
 #include "support/hash.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* Where a build stopped. Texts are owned: kept_state_release(). */
@@ -24,6 +25,8 @@ struct kept_state {
     struct cb_digest content;   /* build_content() of all layers before it */
     struct cb_strv env;         /* the base image's, and the next two */
     char *user, *workdir;
+    bool watched;         /* `hosts` is all that the failed layer's commands talked to until then */
+    struct cb_strv hosts; /* as in struct cache_record */
 };
 #define KEPT_LOWER "lower.ext4"
 void kept_state_release(struct kept_state *k);

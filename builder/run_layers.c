@@ -441,6 +441,8 @@ static int run_layer(struct talk *t, struct build_layer *l, const struct kept_st
         build_state_command(&t->state, &l->declared->init_commands.v[i]);
         emit_step_cached(&t->b->em, PHASE_RECIPE, l->declared->name, title);
     }
+    if (from)
+        egress_remember(t->b->egress, &kept->hosts, kept->watched);
     int rc = run_gcp(t, err);
     if (rc < 0)
         return cb_wrap(err, "layer %s", l->declared->name);

@@ -46,6 +46,8 @@ static int save(const char *home, const char *id, size_t n, const struct kept_li
     cb_sha256("k", 1, &k.layer_key);
     cb_sha256("c", 1, &k.content);
     cb_strv_add(&k.env, "A=b c");
+    k.watched = n != KIB;
+    cb_strv_add(&k.hosts, "pypi.org:443/tcp");
     int rc = kept_save(home, id, limits, &k, scratch, lower, err);
     kept_state_release(&k);
     if (rc == 0 && age_s) {
@@ -91,6 +93,9 @@ static void test_a_state_is_read_as_it_was_written(void **state)
     assert_int_equal(k.command, 5);
     assert_int_equal(k.env.n, 1);
     assert_string_equal(k.env.v[0], "A=b c");
+    assert_true(k.watched);
+    assert_int_equal(k.hosts.n, 1);
+    assert_string_equal(k.hosts.v[0], "pypi.org:443/tcp");
     assert_string_equal(k.workdir, "/w");
     cb_sha256("k", 1, &d);
     assert_true(cb_digest_eq(&d, &k.layer_key));
@@ -105,6 +110,11 @@ static void test_a_state_is_read_as_it_was_written(void **state)
     assert_ok(kept_copy_scratch(home, "B1", copy, &err), &err);
     assert_int_equal(stat(copy, &st), 0);
     assert_int_equal(st.st_size, 64 * KIB);
+    keep(home, "B2", KIB, 0); /* nobody watched */
+    assert_ok(kept_load(home, "B2", &k, &err), &err);
+    assert_false(k.watched);
+    assert_int_equal(k.hosts.n, 0);
+    kept_state_release(&k);
 }
 
 static void test_what_is_no_state_is_refused(void **state)

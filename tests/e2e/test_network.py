@@ -1,8 +1,14 @@
 """What a guest reaches: the network, and neither the host's loopback nor 169.254.0.0/16."""
 
+import contextlib
 import json
+import os
+import re
+import signal
 import socket
+import threading
 import unittest
+from pathlib import Path
 
 from harness import E2E, Listener, mirror_host, without
 
@@ -55,6 +61,23 @@ probe() {
     echo "udp=$(timeout 20 bash -c 'exec 3<>/dev/udp/198.51.100.7/443 && echo x >&3 && sleep 0.2 && echo x >&3 && echo sent' 2>/dev/null)"
 }
 """
+
+
+def own_address():
+    """One of this machine's that is not its loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.connect((mirror_host(), 9))
+        return s.getsockname()[0]
+
+
+def children(parent, name):
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            pid, comm, ppid = re.match(r"(\d+) \((.*)\) \S (\d+)", stat.read_text()).groups()
+            if int(ppid) == parent and comm == name:
+                found.append(int(pid))
+    return found
 
 
 class Network:
@@ -183,6 +206,43 @@ class NetworkContainer(Network, E2E):
                 self.assertEqual(records, [[{"host": mirror, "allowed": True, "port": 80, "protocol": "tcp"}],
                                            [{"host": "10.0.2.2", "allowed": False, "port": 1, "protocol": "tcp"}], []])
         self.assertEqual(got.commands_run(), [])
+
+    def test_what_was_contacted_before_a_failure_is_recorded(self):
+        mirror, here = mirror_host(), own_address()
+        with socket.socket() as s:
+            s.bind((here, 0))  # and does not listen yet
+            port = s.getsockname()[1]
+            steps = [f"timeout 60 bash -c 'exec 3<>/dev/tcp/{mirror}/80'", f"bash -c 'exec 3<>/dev/tcp/{here}/{port}; read -u 3 x'"]
+            config = self.home.config("again", [("asks", steps)])
+            got = self.home.build(config, "--isolation", "container", "--no-boot-check")
+            self.assertEqual(got.rc, 1, str(got))
+            s.listen()
+            answer = threading.Thread(target=lambda: s.accept()[0].sendall(b"hello\n"))
+            answer.start()
+            got = self.ok(self.home.run("resume", "--no-boot-check", "again"))
+            answer.join()
+        made = json.loads(self.home.run("show", "again", "--provenance").out)["predicate"]["buildDefinition"]
+        self.assertEqual(made["internalParameters"]["layers"][0]["hosts"], sorted([f"{mirror}:80/tcp", f"{here}:{port}/tcp"]))
+
+    def test_kill_9_of_the_gateway(self):
+        with socket.create_server((own_address(), 0)) as s:
+            here, port = s.getsockname()
+            step = f"bash -c 'exec 3<>/dev/tcp/{here}/{port}; echo now-waiting; cat <&3'; echo went-on"
+            config = self.home.config("killed", [("waits", [step, "echo never"])])
+            p = self.home.start("--isolation", "container", "--no-boot-check", "--progress", "plain", config)
+            try:
+                p.wait_for("now-waiting")
+                job = children(p.pid, "capsule-build-j")
+                gateway = children(job[0], "capsule-gateway")
+                self.assertEqual((len(job), len(gateway)), (1, 1))
+                os.kill(gateway[0], signal.SIGKILL)
+                got = p.end(60)
+            finally:
+                p.kill()
+        self.assertEqual(got.rc, 3, str(got))
+        self.assertIn("went-on", got.text)
+        self.assertIn("the build's gateway ended", got.text)
+        self.assertNotIn("never\n", got.text)
 
     def test_what_is_open_is_built_unwatched(self):
         config = self.home.config("unwatched", [("a", [f"getent hosts {mirror_host()} # unwatched"])])
