@@ -365,6 +365,60 @@ static int try_runtime(const struct runtime *r, const char *agent_path, const ch
     return rc;
 }
 
+/* What of this machine a runtime's start depends on, in one line. Owned; NULL: there is no such
+ * program. */
+static char *runtime_record(const struct runtime *r, const char *agent_path)
+{
+    CB_AUTO_FREE char *prog = cb_find_program(r->name);
+    CB_AUTO_BUF boot = CB_BUF_INIT(128);
+    CB_AUTO_ERROR ignored = CB_ERROR_INIT;
+    struct stat st, agent;
+    if (!prog || stat(prog, &st) < 0 || stat(agent_path, &agent) < 0 ||
+        cb_read_file("/proc/sys/kernel/random/boot_id", 127, &boot, &ignored) < 0)
+        return NULL;
+    return cb_xasprintf("%s %s %lld %lld.%09ld %s %lld %lld %.36s\n", prog,
+                        r->option ? r->option : "-", (long long)st.st_size,
+                        (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec, agent_path,
+                        (long long)agent.st_size, (long long)agent.st_mtim.tv_sec, boot.data);
+}
+
+static char *record_path(const struct settings *settings)
+{
+    return cb_xasprintf("%s/container-probe", settings->home);
+}
+
+/* A trial costs more than the container that follows. One that worked since this machine booted,
+ * with this runtime and agent, is not made again; a start that fails makes it forgotten. */
+static const struct runtime *remembered(const struct settings *settings, const char *agent_path)
+{
+    CB_AUTO_FREE char *path = record_path(settings);
+    CB_AUTO_BUF text = CB_BUF_INIT(8192);
+    CB_AUTO_ERROR ignored = CB_ERROR_INIT;
+    if (cb_read_file(path, 8191, &text, &ignored) < 0 || !text.data)
+        return NULL;
+    for (size_t i = 0; i < sizeof(runtimes) / sizeof(runtimes[0]); i++) {
+        CB_AUTO_FREE char *record = runtime_record(&runtimes[i], agent_path);
+        if (record && strcmp(record, text.data) == 0)
+            return &runtimes[i];
+    }
+    return NULL;
+}
+
+void container_forget(const struct settings *settings)
+{
+    CB_AUTO_FREE char *path = record_path(settings);
+    (void)unlink(path);
+}
+
+static void remember(const struct settings *settings, const char *agent_path)
+{
+    CB_AUTO_FREE char *path = record_path(settings);
+    CB_AUTO_FREE char *record = runtime_record(chosen, agent_path);
+    CB_AUTO_ERROR ignored = CB_ERROR_INIT;
+    if (record)
+        (void)cb_write_file(path, record, strlen(record), 0600, &ignored);
+}
+
 /* The reasons of all that failed become one. */
 static int choose(const struct settings *settings, const char *agent_path, struct cb_error *err)
 {
@@ -374,6 +428,8 @@ static int choose(const struct settings *settings, const char *agent_path, struc
         cb_fail(err, CB_E_ENV, "containers need root (mounts and loop devices)");
         return cb_hint(err, "Run as root, or use --isolation vm.");
     }
+    if ((chosen = remembered(settings, agent_path)))
+        return 0;
     CB_AUTO_FREE char *dir = cb_xasprintf("%s/tmp/container-probe-XXXXXX", settings->home);
     char *leaf = strrchr(dir, '/');
     *leaf = '\0';
@@ -398,6 +454,8 @@ static int choose(const struct settings *settings, const char *agent_path, struc
     }
     CB_AUTO_ERROR ignored = CB_ERROR_INIT;
     (void)cb_remove_tree(dir, &ignored);
+    if (chosen)
+        remember(settings, agent_path);
     if (chosen || rc == -CB_E_CANCELED)
         return chosen ? 0 : rc;
     cb_fail(err, CB_E_ENV, "no container can be started here: %s", reasons.data);
@@ -435,6 +493,8 @@ static int container_start(const struct settings *settings, const struct machine
     int rc = choose(settings, spec->agent_path, err);
     if (rc == 0)
         rc = start_with(chosen, spec, false, out, err);
+    if (rc < 0 && rc != -(int)CB_E_CANCELED)
+        container_forget(settings);
     return rc < 0 ? cb_wrap(err, "start the builder container") : 0;
 }
 

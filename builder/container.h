@@ -32,6 +32,8 @@ void loop_detach_under(const char *dir);
 /* Kills what is in the control groups named @id, in every hierarchy, and removes them. */
 void container_remove_cgroups(const char *id);
 
+/* The next probe tries again, whatever an earlier one found. */
+void container_forget(const struct settings *settings);
 /* Starts a container with @agent_path by each runtime there is. 0 and *@why (owned) when one works.
  */
 int container_probe(const struct settings *settings, const char *agent_path, char **why,

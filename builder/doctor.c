@@ -232,6 +232,7 @@ static void check_container(struct report *r)
         return;
     if (geteuid() == 0)
         check_loop(r);
+    container_forget(r->settings);
     if (container_probe(r->settings, r->agent, &why, &err) < 0)
         add_error(r, DOCTOR_WARN, "container builder", &err);
     else

@@ -46,7 +46,7 @@ class Bench:
         """A build of layers that nobody has built before, on a base that is there."""
         self.n += 1
         (name, commands), *others = layers
-        layers = [(name, [f": {self.n}", *commands]), *others]
+        layers = [(name, [f"{commands[0]} # {self.n}", *commands[1:]]), *others]
         config = self.home.config(f"bench-{self.n}", layers, **fields)
         return must(self.home.build(config, "--isolation", builder, *args))
 
