@@ -168,8 +168,7 @@ void emit_set_mask(struct emitter *e, struct mask *mask)
     pthread_mutex_unlock(&e->lock);
 }
 
-/* @text (taken, may be NULL) as it may be said. Owned. */
-static char *masked(struct emitter *e, char *text)
+char *emit_masked(struct emitter *e, char *text)
 {
     pthread_mutex_lock(&e->lock);
     char *other = e->mask && text ? mask_text(e->mask, text) : NULL;
@@ -185,8 +184,8 @@ void emit_mask_error(struct emitter *e, struct cb_error *err)
 {
     if (!err)
         return;
-    err->msg = masked(e, err->msg);
-    err->hint = masked(e, err->hint);
+    err->msg = emit_masked(e, err->msg);
+    err->hint = emit_masked(e, err->hint);
 }
 
 void emit(struct emitter *e, enum event_type type, json_t *payload)
@@ -200,7 +199,7 @@ void emit_note(struct emitter *e, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
-    char *text = masked(e, cb_xvasprintf(fmt, ap));
+    char *text = emit_masked(e, cb_xvasprintf(fmt, ap));
     va_end(ap);
     emit(e, EVENT_NOTE, event_text("%s", text));
     free(text);
@@ -210,7 +209,7 @@ void emit_warning(struct emitter *e, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
-    char *text = masked(e, cb_xvasprintf(fmt, ap));
+    char *text = emit_masked(e, cb_xvasprintf(fmt, ap));
     va_end(ap);
     emit(e, EVENT_WARNING, event_text("%s", text));
     free(text);
@@ -317,7 +316,7 @@ void emit_step_used(struct emitter *e, const struct event_execution *x)
 
 void emit_step_end(struct emitter *e, int exit_code, const struct cb_error *failure)
 {
-    char *why = masked(e, cb_xstrdup0(failure ? failure->msg : NULL));
+    char *why = emit_masked(e, cb_xstrdup0(failure ? failure->msg : NULL));
     pthread_mutex_lock(&e->lock);
     flush_output(e);
     if (e->open_step) {

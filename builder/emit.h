@@ -50,6 +50,9 @@ void emit_mask_more(struct emitter *e, const char *secret);
 /* An error that is on its way out of the build: masks its texts. */
 void emit_mask_error(struct emitter *e, struct cb_error *err);
 
+/* @text (taken, may be NULL) as it may be said and kept. Owned. */
+char *emit_masked(struct emitter *e, char *text);
+
 /* @payload is taken. */
 void emit(struct emitter *e, enum event_type type, json_t *payload);
 void emit_note(struct emitter *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -187,6 +187,15 @@ class SecretsContainer(Secrets, E2E):
         self.assertEqual(got.phases_run() - {"resolve"}, set())
 
 
+    def test_8_a_host_whose_name_holds_one_is_recorded_without_it(self):
+        host = harness.mirror_host()
+        config = self.config("8", ["exec 3<>/dev/tcp/$NPM_TOKEN/80"], name="host")
+        self.ok(self.build(config, host))
+        kept = "".join(p.read_text() for p in self.home.path.rglob("*.json"))
+        self.assertIn("***:80/tcp", kept)
+        self.assertNotIn(f"{host}:80", kept)
+
+
 class SecretsVm(Secrets, E2E):
     builder = "vm"
     test_3_failures_do_not_say_it = None  # what is said is the same code for both
