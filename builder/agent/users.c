@@ -216,7 +216,8 @@ static bool id_taken(const char *text, uint32_t id, size_t field)
 static int append(const char *path, const struct text *old, const char *line, mode_t mode,
                   struct fail *f)
 {
-    int fd = open(path, O_WRONLY | O_APPEND | O_CLOEXEC | (mode ? O_CREAT : 0), mode);
+    int fd = open(
+        path, O_WRONLY | O_APPEND | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | (mode ? O_CREAT : 0), mode);
     if (fd < 0)
         return !mode && errno == ENOENT ? 0 : fail_sys(f, errno, "open %s", path);
     int rc = 0;

@@ -83,6 +83,16 @@ class HostileContainer(Hostile, E2E):
         self.ok(self.build("taken", "layer", cases["modes"].layers()[0][1]))
         self.worker_lives_on()
 
+    def test_a_file_of_accounts_that_nobody_reads(self):
+        """What is written to a pipe waits for its reader: whoever makes the user must not."""
+        self.needs_root()
+        shell = lambda text: {"args": ["bash", "-c", text], "run_as_root": True}
+        pipe = ("pipe", [shell("sed -i /:1000:/d /etc/passwd; rm -f /etc/shadow; mkfifo /etc/shadow")])
+        build = lambda layers: self.home.build(self.home.config("accounts", layers, config={"runner_user": "runner"}),
+                                               "--isolation", self.builder, "--no-boot-check", seconds=120)
+        self.ok(build([pipe]))
+        self.ends(build([pipe, ("next", [shell("true")])]), 1, "layer next: .*/etc/shadow")
+
 
 class HostileVm(Hostile, E2E):
     builder = "vm"
