@@ -254,8 +254,13 @@ static void test_container_start_says_what_is_wrong(void **state)
                                 .agent_path = STUB_AGENT,
                                 .lower = p->output, /* zeros */
                                 .console_fd = -1};
+    /* what a trial found is not believed any more */
+    CB_AUTO_FREE char *probe = cb_xasprintf("%s/container-probe", p->settings.home);
+    assert_ok(cb_mkdir_p(p->settings.home, 0755, &err), &err);
+    assert_ok(cb_write_file(probe, "x", 1, 0600, &err), &err);
     assert_fails(machine_container.start(&p->settings, &spec, &p->m, &err), &err, CB_E_SYS,
                  "start the builder container: mount the lower image: Invalid argument");
+    assert_false(cb_path_exists(probe));
     spec.lower = "/nowhere/at/all";
     assert_fails(machine_container.start(&p->settings, &spec, &p->m, &err), &err, CB_E_SYS,
                  "start the builder container: open /nowhere/at/all: No such file");

@@ -230,6 +230,14 @@ class AfterFailureContainer(AfterFailure, E2E):
         self.assertEqual([g["commit"] for g in lock["git"]], [old])
 
 
+    def test_14_that_containers_start_is_tried_once(self):
+        probe = self.home.path / "container-probe"
+        kept = probe.read_text()
+        probe.write_text("of another runtime\n")
+        self.ok(self.home.build(self.home.config("tried", [("a", ["true"])]), "--isolation", self.builder, "--no-boot-check"))
+        self.assertEqual(probe.read_text(), kept)
+
+
 class AfterFailureVm(AfterFailure, E2E):
     builder = "vm"
 
