@@ -18,6 +18,7 @@ enum {
     SEEN_MAX = 512,
     TRIED_MAX = 8,
     PACKET_MAX = 65536,
+    ANSWER_HEAD = 12, /* "HTTP/1.1 200" */
 };
 
 /* ---- which address was given for which name ---- */
@@ -57,6 +58,10 @@ struct conn {
     size_t n_tried;
     uint32_t client_events, server_events; /* that epoll waits for */
     struct peeked peeked;
+    bool asked;   /* for a tunnel: whether what follows is judged depends on the answer */
+    bool carried; /* a request that was none for a tunnel: its answer may come after one */
+    uint8_t n_heard;
+    char heard[ANSWER_HEAD]; /* of the answer */
     uint64_t left; /* OPEN: bytes from the client until it is judged again; PEEK_ALL: never */
     struct stream up, down; /* from the client, to the client */
 };

@@ -266,9 +266,9 @@ static bool read_header(const char *p, size_t n, struct head *h, struct peeked *
 /* Where the request ends. */
 static void end_head(const struct head *h, size_t len, struct peeked *out)
 {
-    if (h->chunked && h->length)
+    if (h->chunked && (h->length || out->tunnel))
         out->kind = PEEK_BROKEN;
-    else if (!h->chunked && !out->tunnel)
+    else if (!h->chunked)
         out->length = len + h->body;
 }
 

@@ -146,6 +146,8 @@ static enum gateway_verdict judge_proxied(const struct loop *g, const struct con
         return REFUSED_UNREADABLE;
     if (!c->peeked.tunnel && c->peeked.length == PEEK_ALL)
         return REFUSED_UNREADABLE; /* the next request could not be told from this one's body */
+    if (c->peeked.tunnel && c->carried)
+        return REFUSED_UNREADABLE; /* nor the answer to this one from that to the last */
     if (inet_pton(AF_INET, q.name, &a) == 1) {
         q.address = ntohl(a.s_addr);
         q.no_address = false;
@@ -204,6 +206,35 @@ static void greet(struct loop *g, struct conn *c)
     report_allowed(g, c, name);
     c->state = CONN_OPEN;
     c->left = g->open_policy ? PEEK_ALL : c->peeked.length;
+    c->asked = !g->open_policy && c->peeked.tunnel;
+    c->carried = c->carried || !c->peeked.tunnel;
+    c->n_heard = 0;
+}
+
+/* What the server said, when it was asked for a tunnel. Only when there is one is what follows not
+ * for the proxy: to one that refused, the next request on the connection is one as well. */
+static void hear(struct conn *c, const uint8_t *p, size_t n)
+{
+    while (n && c->n_heard < ANSWER_HEAD) {
+        c->heard[c->n_heard++] = (char)*p++;
+        n--;
+    }
+    if (c->n_heard < ANSWER_HEAD)
+        return;
+    c->asked = false;
+    if (memcmp(c->heard, "HTTP/1.", 7) == 0 && memcmp(c->heard + 8, " 2", 2) == 0)
+        c->left = c->peeked.length = PEEK_ALL;
+}
+
+/* False when the server's side is broken. */
+static bool hear_out(struct conn *c, bool *moved)
+{
+    uint32_t had = c->down.len;
+    if (!fill(&c->down, c->server, moved))
+        return false;
+    if (c->asked)
+        hear(c, c->down.data + c->down.at + had, c->down.len - had);
+    return true;
 }
 
 /* Moves what can be moved. */
@@ -214,14 +245,14 @@ static void relay(struct loop *g, struct conn *c)
     for (int i = 0; i < ROUNDS && moved && c->state != CONN_DEAD; i++) {
         moved = false;
         bool ok = fill(&c->up, c->client, &moved);
-        if (ok && c->state == CONN_OPEN && !c->left && c->up.len)
+        if (ok && c->state == CONN_OPEN && !c->left && !c->asked && c->up.len)
             c->state = CONN_GREETING; /* the next request on this connection */
         if (ok && c->state == CONN_GREETING && (c->up.len || c->up.eof))
             greet(g, c);
         if (c->state == CONN_DEAD)
             return;
         if (ok && !c->connecting) {
-            ok = fill(&c->down, c->server, &moved) && flush(&c->down, c->client, &all, &moved);
+            ok = hear_out(c, &moved) && flush(&c->down, c->client, &all, &moved);
             if (ok && c->state == CONN_OPEN)
                 ok = flush(&c->up, c->server, &c->left, &moved);
         }
@@ -317,6 +348,7 @@ static void begin(struct conn *c, int client, const struct sockaddr_in *to)
     c->client_events = EPOLLIN;
     c->server_events = 0;
     c->peeked = (struct peeked){.kind = PEEK_MORE};
+    c->asked = c->carried = false;
     c->left = 0;
     c->n_tried = 0;
     c->up.at = c->up.len = c->down.at = c->down.len = 0;

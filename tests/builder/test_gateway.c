@@ -19,7 +19,7 @@
 #include <sys/wait.h>
 
 #define FAR "192.0.2.10" /* every server, and the resolver */
-enum { ECHO_PORT = 7, HTTP_PORT = 80, FIRST_PORT = 25, PATIENCE_S = 10 };
+enum { ECHO_PORT = 7, HTTP_PORT = 80, FIRST_PORT = 25, TUNNEL_PORT = 8080, PATIENCE_S = 10 };
 
 struct fixture {
     struct netns *ns;
@@ -77,9 +77,11 @@ static void echo_datagram(int s)
         (void)sendto(s, b, (size_t)n, 0, (const struct sockaddr *)&from, len);
 }
 
-/* Says what it was told; the one at FIRST_PORT greets before it is told anything. */
-static void talk(int listener, bool first)
+/* Says what it was told; the one at FIRST_PORT greets before it is told anything, and that at
+ * TUNNEL_PORT says at first that there is a tunnel. */
+static void talk(int listener, bool first, bool tunnel)
 {
+    static const char made[12] = "HTTP/1.1 200";
     char b[4096];
     int s = accept(listener, NULL, NULL);
     if (s < 0)
@@ -88,9 +90,12 @@ static void talk(int listener, bool first)
         (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
         if (first && write(s, "220 hello\n", 10) != 10)
             _exit(1);
-        for (ssize_t n; (n = read(s, b, sizeof(b))) > 0;)
+        for (ssize_t n; (n = read(s, b, sizeof(b))) > 0; tunnel = false) {
+            if (tunnel)
+                memcpy(b, made, sizeof(made));
             if (write(s, b, (size_t)n) != n)
                 _exit(1);
+        }
         _exit(0);
     }
     cb_close(s);
@@ -110,21 +115,20 @@ __attribute__((noreturn)) static void far_side(const struct netns *ns, int ready
     int sock = socket(AF_INET, SOCK_DGRAM, 0);
     if (ioctl(sock, SIOCSIFADDR, &r) < 0)
         _exit(12);
-    struct pollfd w[] = {{serve(SOCK_DGRAM, 53), POLLIN, 0},
-                         {serve(SOCK_DGRAM, ECHO_PORT), POLLIN, 0},
-                         {serve(SOCK_STREAM, ECHO_PORT), POLLIN, 0},
-                         {serve(SOCK_STREAM, HTTP_PORT), POLLIN, 0},
-                         {serve(SOCK_STREAM, FIRST_PORT), POLLIN, 0}};
+    struct pollfd w[] = {
+        {serve(SOCK_DGRAM, 53), POLLIN, 0},          {serve(SOCK_DGRAM, ECHO_PORT), POLLIN, 0},
+        {serve(SOCK_STREAM, ECHO_PORT), POLLIN, 0},  {serve(SOCK_STREAM, HTTP_PORT), POLLIN, 0},
+        {serve(SOCK_STREAM, FIRST_PORT), POLLIN, 0}, {serve(SOCK_STREAM, TUNNEL_PORT), POLLIN, 0}};
     if (write(ready, "r", 1) != 1)
         _exit(13);
-    while (poll(w, 5, -1) >= 0) {
+    while (poll(w, 6, -1) >= 0) {
         if (w[0].revents)
             answer_name(w[0].fd);
         if (w[1].revents)
             echo_datagram(w[1].fd);
-        for (int i = 2; i < 5; i++)
+        for (int i = 2; i < 6; i++)
             if (w[i].revents)
-                talk(w[i].fd, i == 4);
+                talk(w[i].fd, i == 4, i == 5);
     }
     _exit(0);
 }
@@ -439,6 +443,31 @@ static void test_what_a_proxy_is_asked_for(void **state)
     take_down(f);
 }
 
+/* What follows is the tunnel's only when the proxy says that there is one. */
+static void test_a_tunnel_is_one_when_the_proxy_says_so(void **state)
+{
+    struct fixture *f = set_up(*state);
+    static const char more[] = ASK("CONNECT good.example:443") ASK("CONNECT other.example:443");
+    static const char got[] =
+        "HTTP/1.1 200.example:443 HTTP/1.1\r\n\r\n" ASK("CONNECT other.example:443");
+    said(f, 0, "");
+    assert_string_equal(inside(f, (struct act){RESOLVE, "good.example", NULL, 0}), FAR);
+    assert_string_equal(inside(f, (struct act){TCP, FAR, more, TUNNEL_PORT}), got);
+    said(f, 0, "contact good.example 192.0.2.10 8080\ncontact good.example 0.0.0.0 443\n");
+    (void)inside(f, (struct act){TCP, FAR, more, HTTP_PORT});
+    said(f, 0,
+         "contact good.example 192.0.2.10 80\ncontact good.example 0.0.0.0 443\n"
+         "refused other.example 0.0.0.0 443\n");
+    /* the answer to what was asked for before is none to that */
+    (void)inside(f, (struct act){TCP, FAR,
+                                 ASK("GET http://good.example/") ASK("CONNECT good.example:443"),
+                                 TUNNEL_PORT});
+    said(f, 0,
+         "contact good.example 192.0.2.10 8080\ncontact good.example 0.0.0.0 80\n"
+         "refused good.example 0.0.0.0 443\n");
+    take_down(f);
+}
+
 /* A connection that stays open into the next step is cut when that may not have it. */
 static void test_open_connections_are_judged_again(void **state)
 {
@@ -564,6 +593,7 @@ int main(void)
         test_in_dir(test_datagrams),
         test_in_dir(test_one_steps_hosts_are_not_the_nexts),
         test_in_dir(test_what_a_proxy_is_asked_for),
+        test_in_dir(test_a_tunnel_is_one_when_the_proxy_says_so),
         test_in_dir(test_open_connections_are_judged_again),
         test_in_dir(test_many_connections),
         test_in_dir(test_its_end_closes_everything),

@@ -286,7 +286,7 @@ static void test_host_of_a_request(void **state)
         {"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET", PEEK_HTTP, "a", 0, 50},
         {"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", PEEK_HTTP, "a", 0, -1},
         {"GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", PEEK_HTTP, "", 0, -2},
-        {"CONNECT b.example:22 HTTP/1.1\r\nHost: a\r\n\r\n", PEEK_PROXY, "b.example", 22, -1},
+        {"CONNECT b.example:22 HTTP/1.1\r\nHost: a\r\n\r\n", PEEK_PROXY, "b.example", 22, -2},
         {"GET http://u@b.example:81/x HTTP/1.1\r\nHost: a\r\n\r\n", PEEK_PROXY, "b.example", 81,
          -2},
         {"GET http://b.example?x HTTP/1.1\r\n\r\n", PEEK_PROXY, "b.example", 80, -2},
