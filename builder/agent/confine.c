@@ -18,6 +18,8 @@
 #define WRITE_FILE (1u << 1)
 #define READ_FILE (1u << 2)
 #define READ_DIR (1u << 3)
+#define MAKE_CHAR (1u << 6)
+#define MAKE_BLOCK (1u << 11)
 #define RIGHTS_V1 ((1u << 13) - 1)
 #define REFER (1u << 13)    /* version 2 */
 #define TRUNCATE (1u << 14) /* version 3 */
@@ -71,6 +73,7 @@ int confine(const struct words *files, const char **what)
     int64_t v = version();
     uint64_t all = RIGHTS_V1 | (v >= 2 ? REFER : 0) | (v >= 3 ? TRUNCATE : 0);
     const struct ruleset_attr attr = {.handled = all};
+    all &= ~(uint64_t)(MAKE_CHAR | MAKE_BLOCK); /* in a machine of its own: the disks, all files */
     *what = "Landlock";
     int rules = (int)syscall(CREATE_RULESET, &attr, sizeof attr, 0UL);
     if (rules < 0)
