@@ -254,6 +254,20 @@ static int make_scratch(const struct build *b, size_t first, const char *path, s
                       : ext4_make_empty(path, scratch_bytes(b), "scratch", err);
 }
 
+/* A copy of the disk of the build that is gone on with. What a virtual machine wrote is a
+ * stranger's file system. */
+static int take_kept(const struct talk *t, const char *path, struct cb_error *err)
+{
+    if (strcmp(t->driver, machine_container.name) == 0 && strcmp(t->kept->driver, t->driver) != 0) {
+        cb_fail(err, CB_E_ENV,
+                "what build %s left was written by a virtual machine, and a container would have "
+                "this machine's kernel mount it",
+                t->kept_id);
+        return cb_hint(err, "go on with --isolation vm, or build anew");
+    }
+    return kept_copy_scratch(t->b->settings->home, t->kept_id, path, err);
+}
+
 int talk_start(struct talk *t, size_t first, const char *lower, struct cb_error *err)
 {
     struct build *b = t->b;
@@ -269,8 +283,7 @@ int talk_start(struct talk *t, size_t first, const char *lower, struct cb_error 
     t->driver = driver->name;
     CB_AUTO_FREE char *scratch = cb_xasprintf("%s/scratch.ext4", b->o->work_dir);
     CB_AUTO_FREE char *output = cb_xasprintf("%s/output.raw", b->o->work_dir);
-    rc = t->kept ? kept_copy_scratch(b->settings->home, t->kept_id, scratch, err)
-                 : make_scratch(b, first, scratch, err);
+    rc = t->kept ? take_kept(t, scratch, err) : make_scratch(b, first, scratch, err);
     if (rc < 0)
         return rc;
     if ((rc = make_sparse(output, output_bytes, &t->output_fd, err)) < 0)

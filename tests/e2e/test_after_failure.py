@@ -241,6 +241,13 @@ class AfterFailureContainer(AfterFailure, E2E):
 class AfterFailureVm(AfterFailure, E2E):
     builder = "vm"
 
+    def test_00_a_container_does_not_mount_what_a_machine_wrote(self):
+        self.needs_root()
+        got = self.home.run("resume", "--progress", "json", "--isolation", "container", self.failed, cls=harness.Build)
+        self.ends(got, 3)
+        self.assertEqual(got.commands_run(), [])
+        self.assertRegex(got.error, r"what build \w+ left was written by a virtual machine")
+
 
 if __name__ == "__main__":
     unittest.main()
