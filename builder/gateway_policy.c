@@ -1,5 +1,7 @@
 #include "builder/gateway_policy.h"
 
+#include "builder/netns.h"
+
 #include <arpa/inet.h>
 #include <ctype.h>
 #include <stdlib.h>
@@ -15,6 +17,7 @@ bool gateway_forbidden(uint32_t address)
         {0x00000000, 8},  /* "this network": 0.0.0.0 is the loopback to Linux */
         {0x7f000000, 8},  /* loopback */
         {0xa9fe0000, 16}, /* link-local: metadata services */
+        {NETNS_AZURE, 32}, {NETNS_ALIBABA, 32},
         {0x0a000200, 24}, /* slirp4netns' own: its gateway stands for this machine */
         {0xe0000000, 3},  /* multicast, reserved, broadcast */
     };

@@ -58,16 +58,27 @@ static void write_self(int out, const char *path, const char *text)
     (void)close(fd);
 }
 
-/* 169.254.0.0/16 (link-local addresses: the metadata services of clouds) leads nowhere. */
-static int refuse_link_local(int sock)
+/* @net/@mask leads nowhere. */
+static int refuse_net(int sock, uint32_t net, uint32_t netmask)
 {
     struct rtentry rt = {.rt_flags = RTF_UP | RTF_REJECT};
     struct sockaddr_in *dst = (struct sockaddr_in *)(void *)&rt.rt_dst;
     struct sockaddr_in *mask = (struct sockaddr_in *)(void *)&rt.rt_genmask;
     dst->sin_family = mask->sin_family = AF_INET;
-    dst->sin_addr.s_addr = htonl(0xa9fe0000);
-    mask->sin_addr.s_addr = htonl(0xffff0000);
+    dst->sin_addr.s_addr = htonl(net);
+    mask->sin_addr.s_addr = htonl(netmask);
     return ioctl(sock, SIOCADDRT, &rt);
+}
+
+/* The metadata services of clouds: link-local addresses, and what two of them have besides
+ * (gateway_forbidden() has the same). */
+static int refuse_metadata(int sock)
+{
+    return refuse_net(sock, 0xa9fe0000, 0xffff0000) < 0 ||          /* 169.254.0.0/16 */
+                   refuse_net(sock, NETNS_AZURE, 0xffffffff) < 0 || /* 168.63.129.16 */
+                   refuse_net(sock, NETNS_ALIBABA, 0xffffffff) < 0  /* 100.100.100.200 */
+               ? -1
+               : 0;
 }
 
 static void make_user(int out, uid_t uid, gid_t gid)
@@ -91,7 +102,7 @@ static void make_net(int out, int in)
     struct ifreq lo = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};
     if (sock < 0 || ioctl(sock, SIOCSIFFLAGS, &lo) < 0)
         maker_end(out, errno, "bring up lo");
-    if (refuse_link_local(sock) < 0)
+    if (refuse_metadata(sock) < 0)
         maker_end(out, errno, "add a route");
     (void)close(sock);
     struct maker_report ok = {0};

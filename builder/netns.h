@@ -15,6 +15,9 @@
 
 #define NETNS_ADDRESS "10.0.2.100"
 #define NETNS_DNS "10.0.2.3"
+/* Metadata services that are not at a link-local address: no build reaches them either. */
+#define NETNS_AZURE 0xa83f8110u   /* 168.63.129.16 */
+#define NETNS_ALIBABA 0x646464c8u /* 100.100.100.200 */
 
 struct gateway;
 

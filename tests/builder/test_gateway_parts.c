@@ -150,10 +150,11 @@ static void test_a_commands_hosts_are_the_only_ones(void **state)
 static void test_some_addresses_are_always_refused(void **state)
 {
     (void)state;
-    static const char *const never[] = {"0.0.0.0",  "127.0.0.1",       "127.255.255.255",
-                                        "10.0.2.2", "169.254.169.254", "224.0.0.1",
-                                        "10.0.2.3", "255.255.255.255"};
-    static const char *const fine[] = {"1.1.1.1", "10.0.3.1", "169.253.0.1", "223.255.255.255"};
+    static const char *const never[] = {
+        "0.0.0.0",   "127.0.0.1", "127.255.255.255", "10.0.2.2",      "169.254.169.254",
+        "224.0.0.1", "10.0.2.3",  "255.255.255.255", "168.63.129.16", "100.100.100.200"};
+    static const char *const fine[] = {"1.1.1.1", "10.0.3.1", "169.253.0.1", "223.255.255.255",
+                                       "168.63.129.17"};
     const struct gateway_policy open = {.preset = PRESET_OPEN};
     for (size_t i = 0; i < sizeof(never) / sizeof(never[0]); i++) {
         const struct gateway_question q = {.protocol = POLICY_TCP, .address = ip(never[i])};

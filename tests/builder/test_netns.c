@@ -39,6 +39,11 @@ static int link_local(void)
     return route_to(0xa9fea9fe); /* 169.254.169.254 */
 }
 
+static int azure(void)
+{
+    return route_to(NETNS_AZURE);
+}
+
 static int loopback(void)
 {
     return route_to(INADDR_LOOPBACK);
@@ -57,6 +62,7 @@ static void test_namespace_routes_everything_but_link_local(void **state)
     assert_int_equal(run_inside(ns, loopback), 0);
     assert_int_equal(run_inside(ns, elsewhere), 0);
     assert_int_equal(run_inside(ns, link_local), EHOSTUNREACH);
+    assert_int_equal(run_inside(ns, azure), EHOSTUNREACH);
     int pidfd = (int)syscall(SYS_pidfd_open, ns->slirp, 0);
     assert_true(pidfd >= 0);
     netns_close(ns);
