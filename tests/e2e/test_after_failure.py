@@ -241,7 +241,7 @@ class AfterFailureContainer(AfterFailure, E2E):
 class AfterFailureVm(AfterFailure, E2E):
     builder = "vm"
 
-    def test_11_a_container_does_not_mount_what_a_machine_wrote(self):
+    def test_06b_a_container_does_not_mount_what_a_machine_wrote(self):
         self.needs_root()
         got = self.home.run("resume", "--progress", "json", "--isolation", "container", self.failed, cls=harness.Build)
         self.ends(got, 3)
