@@ -10,7 +10,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/signalfd.h>
 
 enum { LEASE_MS = 30000 };
 
@@ -114,9 +113,6 @@ static int run_claimed(struct view *v, const struct cli_args *a, const struct se
         (void)queue_finish(v->q, claim, BUILD_FAILED, err.msg, cb_code_name(err.code), &late);
     }
     cli_clean_up_after_the_dead(s, v->q); /* what the child could not remove itself */
-    struct signalfd_siginfo heard;        /* the signal that cancelled the build is answered */
-    while (read(sig, &heard, sizeof(heard)) > 0) {
-    }
     if (!viewer_finish(viewer, sig))
         _exit(EXIT_INTERRUPTED);
     if (rc < 0)

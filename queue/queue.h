@@ -123,7 +123,8 @@ struct worker_options {
     const char *const
         *child_argv;       /* its socket is fd 3, and CAPSULE_BUILD_JOB_FD=3 in its environment */
     const char *child_log; /* path: the child's stdout and stderr go there; or NULL: /dev/null */
-    int cancel_fd;         /* readable: cancel the build (signalfd or pipe); -1: none */
+    int cancel_fd;         /* readable: cancel the build (signalfd or pipe; one
+                            * signal, or some bytes, are taken); -1: none */
     void (*committed)(void *arg); /* after each commit: readers have something new; may be NULL */
     void *arg;
 };

@@ -18,6 +18,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -385,6 +386,13 @@ static int run_timers(struct worker *w, struct cb_error *err)
     return 0;
 }
 
+/* Takes what made a descriptor readable, once: a signal that comes later is another one. */
+static void take_one(int fd)
+{
+    char heard[sizeof(struct signalfd_siginfo)];
+    (void)!read(fd, heard, sizeof(heard));
+}
+
 static int loop(struct worker *w, struct cb_error *err)
 {
     bool closed = false;
@@ -406,6 +414,7 @@ static int loop(struct worker *w, struct cb_error *err)
         if (p[2].revents) {
             if (p[2].revents & POLLIN && !w->settled) {
                 w->canceled = true;
+                take_one(w->cancel_fd);
                 ask_to_stop(w);
             }
             w->cancel_fd = -1;
