@@ -130,7 +130,7 @@ static void one_blob(CURL *c, int i)
     struct pipe_of_pieces p = {.lock = PTHREAD_MUTEX_INITIALIZER,
                                .changed = PTHREAD_COND_INITIALIZER};
     char text[4096], found[CB_DIGEST_LEN + 1];
-    pthread_t helper;
+    pthread_t helper = 0;
     snprintf(text, sizeof(text), "%s/blobs/%s", base, digests[i]);
     curl_easy_setopt(c, CURLOPT_URL, text);
     curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, on_data);

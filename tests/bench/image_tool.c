@@ -40,7 +40,6 @@ static double since(int64_t start)
 static int publish(struct work *w, const char *tmp, struct places *places,
                    const struct chunk_map *chunks, struct cb_error *err)
 {
-    CB_AUTO_ERROR lost = CB_ERROR_INIT;
     int rc = store_lower_publish(w->store, tmp, &w->base.manifest, err);
     if (rc == 0)
         rc = prefix_put(w->store, w->base.layers, w->base.n_layers, PREFIX_LOWERS,

@@ -542,7 +542,6 @@ static void test_many_connections(void **state)
 static void test_its_end_closes_everything(void **state)
 {
     struct fixture *f = set_up(*state);
-    CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct gateway *g = f->gateway;
     f->gateway = NULL;
     assert_string_equal(inside(f, (struct act){RESOLVE, "good.example", NULL, 0}), FAR);

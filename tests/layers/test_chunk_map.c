@@ -151,7 +151,7 @@ static void test_a_document_comes_back(void **state)
     put(fd, 20 * MIB, "x");
     CB_AUTO_CHUNK_MAP m = {0}, back = {0}, none = {0};
     assert_ok(chunk_map_make(fd, 256u << 10, &m, &err), &err);
-    CB_AUTO_BUF doc = CB_BUF_INIT(1u << 20), again = CB_BUF_INIT(1u << 20);
+    CB_AUTO_BUF doc = CB_BUF_INIT(1u << 20);
     assert_ok(chunk_map_dump(&m, &doc, &err), &err);
     assert_int_equal(doc.len, 40 + 2 * 40);
     assert_ok(chunk_map_parse(doc.data, doc.len, &back, &err), &err);

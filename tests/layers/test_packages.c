@@ -376,8 +376,9 @@ static void test_hostile_rpm_database(void **state)
 {
     const char *dir = *state;
     static const char *const schema[] = {
-        "CREATE VIEW Packages AS WITH RECURSIVE c(hnum, blob) AS (SELECT 1, x'00' UNION ALL SELECT "
-        "hnum + 1, blob FROM c) SELECT hnum, blob FROM c",
+        ("CREATE VIEW Packages AS WITH RECURSIVE c(hnum, blob) AS (SELECT 1, x'00' UNION ALL "
+         "SELECT "
+         "hnum + 1, blob FROM c) SELECT hnum, blob FROM c"),
         "CREATE TABLE Other(a)",
         "CREATE TABLE Packages(a, b)",
     };

@@ -144,7 +144,6 @@ static void test_bad_chunks_are_found(void **state)
         assert_int_equal(store_entries(f, "images"), 1); /* nothing half made */
     }
     overwrite(chunk, good.data, good.len);
-    CB_AUTO_FREE char *hex = cb_xstrdup(strrchr(chunk, '/'));
     assert_int_equal(unlink(chunk), 0);
     assert_fails(store_image_path(f->store, &d, &none, &err), &err, CB_E_NOTFOUND, "chunks/");
     /* storing the image again brings what is missing */

@@ -276,8 +276,8 @@ static void test_entries_have_names(void **state)
 {
     (void)state;
     static const char *const notes[] = {
-        "\"org.opencontainers.image.ref.name\":\"v1\","
-        "\"io.containerd.image.name\":\"docker.io/o/app:v1\"",
+        ("\"org.opencontainers.image.ref.name\":\"v1\","
+         "\"io.containerd.image.name\":\"docker.io/o/app:v1\""),
         "",
         "\"org.opencontainers.image.ref.name\":\"a b\"",
         "\"org.opencontainers.image.ref.name\":7",

@@ -50,8 +50,8 @@ static void test_other_keys_are_refused(void **state)
 {
     static const char *const options[] = {"-algorithm ED25519",
                                           "-algorithm RSA -pkeyopt rsa_keygen_bits:1024",
-                                          "-algorithm RSA -pkeyopt rsa_keygen_bits:2048 -aes256 "
-                                          "-pass pass:x"};
+                                          ("-algorithm RSA -pkeyopt rsa_keygen_bits:2048 -aes256 "
+                                           "-pass pass:x")};
     for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++) {
         CB_AUTO_ERROR err = CB_ERROR_INIT;
         CB_AUTO_FREE char *pem = key(*state, options[i]);
