@@ -32,7 +32,7 @@ bool gateway_host_name(const char *text, size_t len, char out[HOST_NAME_MAX_LEN 
     out[0] = '\0';
     if (len && text[len - 1] == '.')
         len--;
-    if (len == 0 || len > HOST_NAME_MAX_LEN)
+    if (len == 0 || len > HOST_NAME_MAX_LEN || text[len - 1] == '.')
         return false;
     for (size_t i = 0; i < len; i++) {
         unsigned char c = (unsigned char)text[i];
