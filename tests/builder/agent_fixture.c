@@ -169,3 +169,69 @@ char *fixture_diff(struct agent_fixture *f)
     CB_AUTO_FREE char *output = cb_xasprintf("%s/output", f->dir);
     return fixture_list_tar(output, d.offset, d.length, false);
 }
+
+char *fixture_work, *fixture_image;
+
+bool fixture_needs_root(void)
+{
+    if (geteuid() == 0)
+        return false;
+    (void)fprintf(stderr, "needs root: namespaces and overlay mounts\n");
+    return true;
+}
+
+int fixture_make_work(void **state)
+{
+    (void)state;
+    if (check_dir_setup((void **)&fixture_work) < 0)
+        return -1;
+    fixture_image = cb_xasprintf("%s/image", fixture_work);
+    fixture_make_image(fixture_image);
+    return 0;
+}
+
+int fixture_remove_work(void **state)
+{
+    (void)state;
+    free(fixture_image);
+    return check_dir_teardown((void **)&fixture_work);
+}
+
+char *fixture_dir(void)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    static int n;
+    char *dir = cb_xasprintf("%s/case-%d", fixture_work, n++);
+    assert_ok(cb_mkdir_p(dir, 0755, &err), &err);
+    return dir;
+}
+
+void fixture_begin_in(struct agent_fixture *f, const char *dir, const char *image,
+                      const char *runner)
+{
+    CB_AUTO_ERROR err = CB_ERROR_INIT;
+    assert_ok(cb_mkdir_p(dir, 0755, &err), &err);
+    fixture_start(f, dir, image, AGENT_NATIVE);
+    CB_AUTO_STRV env = {0};
+    const struct guest_setup g = {.hostname = "capsule",
+                                  .image_env = &env,
+                                  .image_user = "",
+                                  .image_workdir = "/",
+                                  .runner_user = runner,
+                                  .dns = "10.0.2.3"};
+    assert_ok(session_setup(f->s, &g, &err), &err);
+}
+
+void fixture_begin(struct agent_fixture *f, const char *image, const char *runner)
+{
+    CB_AUTO_FREE char *dir = fixture_dir();
+    fixture_begin_in(f, dir, image, runner);
+}
+
+void fixture_ok(struct agent_fixture *f, const char *script)
+{
+    struct step_result r = fixture_run(f, script);
+    if (r.exit_code != 0)
+        fail_msg("%s: exit %d: %s%s", script, r.exit_code, f->out.data ? f->out.data : "",
+                 f->err.data ? f->err.data : "");
+}

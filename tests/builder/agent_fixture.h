@@ -24,11 +24,30 @@ struct agent_fixture {
 
 /* A small image (shells and core tools of this machine with their libraries) at @path. */
 void fixture_make_image(const char *path);
+/* What the tests of a program share: a folder, and such an image in it; from fixture_run_tests()
+ * on. */
+extern char *fixture_work, *fixture_image;
+/* A fresh folder in fixture_work. Owned. */
+char *fixture_dir(void);
+/* cmocka_run_group_tests_name() with the above; 77 where this is not root. */
+#define fixture_run_tests(name, tests)                                                             \
+    (fixture_needs_root()                                                                          \
+         ? 77                                                                                      \
+         : cmocka_run_group_tests_name(name, tests, fixture_make_work, fixture_remove_work))
+bool fixture_needs_root(void); /* says so when it is not */
+int fixture_make_work(void **state);
+int fixture_remove_work(void **state);
 void fixture_start(struct agent_fixture *f, const char *dir, const char *image,
                    enum agent_kind kind);
+/* A native agent in a fresh folder over @image, set up without more than a @runner (or NULL). */
+void fixture_begin(struct agent_fixture *f, const char *image, const char *runner);
+/* The same in @dir, which is made when it is missing. */
+void fixture_begin_in(struct agent_fixture *f, const char *dir, const char *image,
+                      const char *runner);
 void fixture_stop(struct agent_fixture *f);
 /* One script as a step; asserts that the session worked. */
 struct step_result fixture_run(struct agent_fixture *f, const char *script);
+void fixture_ok(struct agent_fixture *f, const char *script); /* asserts exit code 0, too */
 void fixture_layer(struct agent_fixture *f);
 /* Ends the layer; the diff as lines (tests/builder/list_tar.py). Owned. */
 char *fixture_diff(struct agent_fixture *f);

@@ -4,19 +4,10 @@
 #include "builder/authorities.h"
 #include "builder/frames.h"
 
-static char *work, *image;
-
 static void start(struct agent_fixture *f, const struct cb_buf *bundle)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
-    static int n;
-    CB_AUTO_FREE char *dir = cb_xasprintf("%s/case-%d", work, n++);
-    assert_ok(cb_mkdir_p(dir, 0755, &err), &err);
-    fixture_start(f, dir, image, AGENT_NATIVE);
-    CB_AUTO_STRV env = {0};
-    const struct guest_setup g = {
-        .hostname = "capsule", .image_env = &env, .image_user = "", .image_workdir = "/"};
-    assert_ok(session_setup(f->s, &g, &err), &err);
+    fixture_begin(f, fixture_image, NULL);
     assert_ok(authorities_send(f->s, bundle, &err), &err);
     fixture_layer(f);
 }
@@ -82,7 +73,7 @@ static void test_a_bundle_that_is_none_is_refused(void **state)
 {
     (void)state;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
-    CB_AUTO_FREE char *path = cb_xasprintf("%s/bundle.pem", work);
+    CB_AUTO_FREE char *path = cb_xasprintf("%s/bundle.pem", fixture_work);
     struct settings s = {.ca_bundle = path};
     CB_AUTO_BUF b = CB_BUF_INIT(AUTHORITIES_MAX);
     assert_fails(authorities_read(&s, &b, &err), &err, CB_E_CONFIG, "bundle.pem: ");
@@ -98,39 +89,13 @@ static void test_a_bundle_that_is_none_is_refused(void **state)
     assert_int_equal(b.len, 0);
 }
 
-static int make_work(void **state)
-{
-    (void)state;
-    const char *base = getenv("TMPDIR");
-    work = cb_xasprintf("%s/cb-authorities-XXXXXX", base ? base : "/tmp");
-    if (!mkdtemp(work))
-        return -1;
-    image = cb_xasprintf("%s/image", work);
-    fixture_make_image(image);
-    return 0;
-}
-
-static int remove_work(void **state)
-{
-    (void)state;
-    CB_AUTO_ERROR err = CB_ERROR_INIT;
-    int rc = cb_remove_tree(work, &err);
-    free(work);
-    free(image);
-    return rc;
-}
-
 int main(void)
 {
-    if (geteuid() != 0) {
-        (void)fprintf(stderr, "needs root: namespaces and overlay mounts\n");
-        return 77;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_commands_trust_the_images_and_the_hosts),
         cmocka_unit_test(test_a_bundle_of_many_pieces),
         cmocka_unit_test(test_without_a_bundle_there_is_no_file),
         cmocka_unit_test(test_a_bundle_that_is_none_is_refused),
     };
-    return cmocka_run_group_tests_name("authorities", tests, make_work, remove_work);
+    return fixture_run_tests("authorities", tests);
 }

@@ -4,32 +4,13 @@
 
 #include <fcntl.h>
 
-static char *work, *image;
-
-static void start(struct agent_fixture *f)
-{
-    CB_AUTO_ERROR err = CB_ERROR_INIT;
-    static int n;
-    CB_AUTO_FREE char *dir = cb_xasprintf("%s/case-%d", work, n++);
-    assert_ok(cb_mkdir_p(dir, 0755, &err), &err);
-    fixture_start(f, dir, image, AGENT_NATIVE);
-    CB_AUTO_STRV env = {0};
-    const struct guest_setup g = {.hostname = "capsule",
-                                  .image_env = &env,
-                                  .image_user = "",
-                                  .image_workdir = "/",
-                                  .dns = "10.0.2.3"};
-    assert_ok(session_setup(f->s, &g, &err), &err);
-    fixture_layer(f);
-}
-
 /* What one pack holds: paths that end in "/" are folders, "a>b" is a link, others are files that
  * hold their own path. */
 static int pack_names(const char *const *names)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct pack_sum sum;
-    CB_AUTO_FREE char *path = cb_xasprintf("%s/pack", work);
+    CB_AUTO_FREE char *path = cb_xasprintf("%s/pack", fixture_work);
     int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     assert_true(fd >= 0);
     struct pack *p = pack_new(fd);
@@ -85,7 +66,8 @@ static void test_files_folders_and_links(void **state)
     (void)state;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct agent_fixture f;
-    start(&f);
+    fixture_begin(&f, fixture_image, NULL);
+    fixture_layer(&f);
     const struct guest_copy g = {.to = "/new/place", .folder = true, .mode = -1, .owner = "app"};
     assert_ok(copy(&f, g, NAMES("a/", "a/b", "c", "l>a/b"), &err), &err);
     look(&f,
@@ -104,7 +86,8 @@ static void test_one_file_and_its_name(void **state)
     (void)state;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct agent_fixture f;
-    start(&f);
+    fixture_begin(&f, fixture_image, NULL);
+    fixture_layer(&f);
     struct guest_copy g = {.to = "/data/sub", .mode = 0604, .owner = "0"};
     assert_ok(copy(&f, g, NAMES("x"), &err), &err); /* a folder is there: into it */
     g.to = "/data/one";                             /* a file: in its place */
@@ -126,7 +109,8 @@ static void test_links_of_the_image(void **state)
     (void)state;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct agent_fixture f;
-    start(&f);
+    fixture_begin(&f, fixture_image, NULL);
+    fixture_layer(&f);
     fixture_run(&f, "mkdir /usr /usr/lib; ln -s usr/lib /lib64x; ln -s /../../usr /abs; "
                     "ln -s ../../../../../.. /up; ln -s loop /loop; ln -s nowhere /dangling");
     struct guest_copy g = {.to = "/", .folder = true, .mode = -1, .owner = "0"};
@@ -172,8 +156,9 @@ static void test_sizes(void **state)
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct agent_fixture f;
     struct pack_sum sum;
-    start(&f);
-    CB_AUTO_FREE char *path = cb_xasprintf("%s/big", work);
+    fixture_begin(&f, fixture_image, NULL);
+    fixture_layer(&f);
+    CB_AUTO_FREE char *path = cb_xasprintf("%s/big", fixture_work);
     CB_AUTO_FD fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     struct pack *p = pack_new(fd);
     CB_AUTO_FREE char *bytes = cb_xcalloc(1, 3 << 20);
@@ -210,39 +195,13 @@ static void test_sizes(void **state)
     fixture_stop(&f);
 }
 
-static int make_work(void **state)
-{
-    (void)state;
-    const char *base = getenv("TMPDIR");
-    work = cb_xasprintf("%s/cb-copy-XXXXXX", base ? base : "/tmp");
-    if (!mkdtemp(work))
-        return -1;
-    image = cb_xasprintf("%s/image", work);
-    fixture_make_image(image);
-    return 0;
-}
-
-static int remove_work(void **state)
-{
-    (void)state;
-    CB_AUTO_ERROR err = CB_ERROR_INIT;
-    int rc = cb_remove_tree(work, &err);
-    free(work);
-    free(image);
-    return rc;
-}
-
 int main(void)
 {
-    if (geteuid() != 0) {
-        (void)fprintf(stderr, "needs root: namespaces and overlay mounts\n");
-        return 77;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_files_folders_and_links),
         cmocka_unit_test(test_one_file_and_its_name),
         cmocka_unit_test(test_links_of_the_image),
         cmocka_unit_test(test_sizes),
     };
-    return cmocka_run_group_tests_name("copy", tests, make_work, remove_work);
+    return fixture_run_tests("copy", tests);
 }

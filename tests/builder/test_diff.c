@@ -8,8 +8,6 @@
 #include <sys/un.h>
 #include <sys/xattr.h>
 
-static char *work, *image;
-
 #define N10 "0123456789"
 #define N100 N10 N10 N10 N10 N10 N10 N10 N10 N10 N10
 
@@ -97,30 +95,6 @@ static const struct diff_case cases[] = {
     {"tmpfs is not the layer's", NULL, "touch /run/x /dev/shm/y", ""},
 };
 
-static void start(struct agent_fixture *f, const char *lower, const char *runner)
-{
-    CB_AUTO_ERROR err = CB_ERROR_INIT;
-    static int n;
-    CB_AUTO_FREE char *dir = cb_xasprintf("%s/case-%d", work, n++);
-    assert_ok(cb_mkdir_p(dir, 0755, &err), &err);
-    fixture_start(f, dir, lower, AGENT_NATIVE);
-    CB_AUTO_STRV env = {0};
-    const struct guest_setup g = {.hostname = "capsule",
-                                  .image_env = &env,
-                                  .image_user = "",
-                                  .image_workdir = "/",
-                                  .runner_user = runner,
-                                  .dns = "10.0.2.3"};
-    assert_ok(session_setup(f->s, &g, &err), &err);
-}
-
-static void run(struct agent_fixture *f, const char *script)
-{
-    struct step_result r = fixture_run(f, script);
-    if (r.exit_code != 0)
-        fail_msg("exit %d: %s", r.exit_code, f->err.data ? f->err.data : "");
-}
-
 static void test_diff_holds_what_changed(void **state)
 {
     (void)state;
@@ -128,14 +102,14 @@ static void test_diff_holds_what_changed(void **state)
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         const struct diff_case *c = &cases[i];
         struct agent_fixture f;
-        start(&f, image, NULL);
+        fixture_begin(&f, fixture_image, NULL);
         if (c->before) {
             fixture_layer(&f);
-            run(&f, c->before);
+            fixture_ok(&f, c->before);
             free(fixture_diff(&f));
         }
         fixture_layer(&f);
-        run(&f, c->script);
+        fixture_ok(&f, c->script);
         CB_AUTO_FREE char *diff = fixture_diff(&f);
         if (strcmp(diff, c->diff) != 0) {
             print_error("%s:\n--- expected\n%s--- found\n%s---\n", c->name, c->diff, diff);
@@ -150,14 +124,14 @@ static void test_many_layers_are_stacked(void **state)
 {
     (void)state;
     struct agent_fixture f;
-    start(&f, image, NULL);
+    fixture_begin(&f, fixture_image, NULL);
     for (int i = 0; i < 40; i++) {
         CB_AUTO_FREE char *script =
             cb_xasprintf("test $(ls /data | grep -c ^layer) = %d; echo %d >/data/layer%d", i, i, i);
         CB_AUTO_FREE char *want =
             cb_xasprintf("dir 0755 0:0 data\nfile 0644 0:0 data/layer%d '%d'\n", i, i);
         fixture_layer(&f);
-        run(&f, script);
+        fixture_ok(&f, script);
         CB_AUTO_FREE char *diff = fixture_diff(&f);
         assert_string_equal(diff, want);
     }
@@ -168,9 +142,9 @@ static void test_runner_user_is_made_in_the_first_layer(void **state)
 {
     (void)state;
     struct agent_fixture f;
-    start(&f, image, "runner");
+    fixture_begin(&f, fixture_image, "runner");
     fixture_layer(&f);
-    run(&f, "id; cd; pwd; echo mine >file; grep runner /etc/passwd /etc/group");
+    fixture_ok(&f, "id; cd; pwd; echo mine >file; grep runner /etc/passwd /etc/group");
     assert_string_equal(f.out.data, "uid=1000(runner) gid=1000(runner) groups=1000(runner)\n"
                                     "/home/runner\n"
                                     "/etc/passwd:runner:x:1000:1000::/home/runner:/bin/bash\n"
@@ -185,14 +159,14 @@ static void test_runner_user_is_made_in_the_first_layer(void **state)
                                  "file 0644 1000:1000 home/runner/file 'mine'\n"));
     assert_string_equal(f.notes.data, "user runner was made\n");
     fixture_layer(&f);
-    run(&f, "id -un");
+    fixture_ok(&f, "id -un");
     CB_AUTO_FREE char *second = fixture_diff(&f);
     assert_string_equal(second, "");
     fixture_stop(&f);
 
-    start(&f, image, "app"); /* is there already */
+    fixture_begin(&f, fixture_image, "app"); /* is there already */
     fixture_layer(&f);
-    run(&f, "id -un");
+    fixture_ok(&f, "id -un");
     CB_AUTO_FREE char *none = fixture_diff(&f);
     assert_string_equal(none, "");
     fixture_stop(&f);
@@ -202,18 +176,18 @@ static void test_image_without_folders_gets_none(void **state)
 {
     (void)state;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
-    CB_AUTO_FREE char *bare = cb_xasprintf("%s/bare", work);
+    CB_AUTO_FREE char *bare = cb_xasprintf("%s/bare", fixture_work);
     fixture_make_image(bare);
     CB_AUTO_FREE char *etc = cb_xasprintf("%s/etc", bare);
     assert_ok(cb_remove_tree(etc, &err), &err);
     struct agent_fixture f;
-    start(&f, bare, NULL);
+    fixture_begin(&f, bare, NULL);
     fixture_layer(&f);
-    run(&f, "ls /proc /sys /dev /run /etc >/dev/null");
+    fixture_ok(&f, "ls /proc /sys /dev /run /etc >/dev/null");
     CB_AUTO_FREE char *none = fixture_diff(&f);
     assert_string_equal(none, "");
     fixture_layer(&f);
-    run(&f, "touch -r /etc /tmp/t; echo x >/etc/conf; touch -r /tmp/t /etc; rm /tmp/t");
+    fixture_ok(&f, "touch -r /etc /tmp/t; echo x >/etc/conf; touch -r /tmp/t /etc; rm /tmp/t");
     CB_AUTO_FREE char *diff = fixture_diff(&f);
     assert_string_equal(diff, "dir 0755 0:0 etc\nfile 0644 0:0 etc/conf 'x'\ndir 1777 0:0 tmp\n");
     fixture_stop(&f);
@@ -225,9 +199,9 @@ static void test_file_named_like_a_whiteout_is_refused(void **state)
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct guest_diff d;
     struct agent_fixture f;
-    start(&f, image, NULL);
+    fixture_begin(&f, fixture_image, NULL);
     fixture_layer(&f);
-    run(&f, "echo x >/data/.wh.real");
+    fixture_ok(&f, "echo x >/data/.wh.real");
     assert_fails(session_layer_end(f.s, &d, &err), &err, CB_E_COMMAND, "/data/.wh.real");
     fixture_stop(&f);
 }
@@ -280,34 +254,8 @@ static void test_socket_is_left_out_and_times_are_exact(void **state)
     tar_release(&tar);
 }
 
-static int make_work(void **state)
-{
-    (void)state;
-    const char *base = getenv("TMPDIR");
-    work = cb_xasprintf("%s/cb-diff-XXXXXX", base ? base : "/tmp");
-    if (!mkdtemp(work))
-        return -1;
-    image = cb_xasprintf("%s/image", work);
-    fixture_make_image(image);
-    return 0;
-}
-
-static int remove_work(void **state)
-{
-    (void)state;
-    CB_AUTO_ERROR err = CB_ERROR_INIT;
-    int rc = cb_remove_tree(work, &err);
-    free(work);
-    free(image);
-    return rc;
-}
-
 int main(void)
 {
-    if (geteuid() != 0) {
-        (void)fprintf(stderr, "needs root: namespaces and overlay mounts\n");
-        return 77;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_diff_holds_what_changed),
         cmocka_unit_test(test_many_layers_are_stacked),
@@ -316,5 +264,5 @@ int main(void)
         cmocka_unit_test(test_file_named_like_a_whiteout_is_refused),
         test_in_dir(test_socket_is_left_out_and_times_are_exact),
     };
-    return cmocka_run_group_tests_name("diff", tests, make_work, remove_work);
+    return fixture_run_tests("diff", tests);
 }

@@ -4,25 +4,6 @@
 
 #include <sys/stat.h>
 
-static char *work, *image;
-
-static void start(struct agent_fixture *f, const char *runner)
-{
-    CB_AUTO_ERROR err = CB_ERROR_INIT;
-    static int n;
-    CB_AUTO_FREE char *dir = cb_xasprintf("%s/case-%d", work, n++);
-    assert_ok(cb_mkdir_p(dir, 0755, &err), &err);
-    fixture_start(f, dir, image, AGENT_NATIVE);
-    CB_AUTO_STRV env = {0};
-    const struct guest_setup g = {.hostname = "capsule",
-                                  .image_env = &env,
-                                  .image_user = "",
-                                  .image_workdir = "/",
-                                  .runner_user = runner,
-                                  .dns = "10.0.2.3"};
-    assert_ok(session_setup(f->s, &g, &err), &err);
-}
-
 static char token[] = "the secret\n", other[] = "another\0with a NUL";
 
 static int begin(struct agent_fixture *f, const char *const *paths, struct cb_error *err)
@@ -42,14 +23,6 @@ static int begin(struct agent_fixture *f, const char *const *paths, struct cb_er
         CB_AUTO_ERROR begin_err = CB_ERROR_INIT;                                                   \
         assert_ok(begin(f, (const char *const[]){__VA_ARGS__, NULL}, &begin_err), &begin_err);     \
     } while (0)
-
-static void run(struct agent_fixture *f, const char *script)
-{
-    struct step_result r = fixture_run(f, script);
-    if (r.exit_code != 0)
-        fail_msg("%s: exit %d: %s%s", script, r.exit_code, f->out.data ? f->out.data : "",
-                 f->err.data ? f->err.data : "");
-}
 
 static void run_as(struct agent_fixture *f, const char *user, const char *script)
 {
@@ -84,16 +57,18 @@ static void test_files_are_seen_and_not_kept(void **state)
     (void)state;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct agent_fixture f;
-    start(&f, NULL);
+    fixture_begin(&f, fixture_image, NULL);
     for (int layer = 0; layer < 2; layer++) {
         assert_ok(begin(&f, everywhere, &err), &err);
-        run(&f, "set -e; " READ_ALL);
-        run(&f, "set -e; for f in /run/secrets/token /data/one /root/.config/deep/er/token; do "
-                "test \"$(stat -c %a:%u:%g $f)\" = 400:0:0; ! rm $f; ! (echo x >$f); done "
-                "2>/dev/null; test ! -e /run/.secret");
+        fixture_ok(&f, "set -e; " READ_ALL);
+        fixture_ok(&f,
+                   "set -e; for f in /run/secrets/token /data/one /root/.config/deep/er/token; do "
+                   "test \"$(stat -c %a:%u:%g $f)\" = 400:0:0; ! rm $f; ! (echo x >$f); done "
+                   "2>/dev/null; test ! -e /run/.secret");
         diff_is(&f, "");
         fixture_layer(&f); /* the next layer has none */
-        run(&f, "set -e; test ! -e /run/secrets; test ! -e /root/.config; test ! -e /data/sub/new; "
+        fixture_ok(
+            &f, "set -e; test ! -e /run/secrets; test ! -e /root/.config; test ! -e /data/sub/new; "
                 "test \"$(cat /data/one)\" = one");
         diff_is(&f, "");
     }
@@ -104,18 +79,20 @@ static void test_times_of_folders_are_as_they_were(void **state)
 {
     (void)state;
     struct agent_fixture f;
-    start(&f, NULL);
+    fixture_begin(&f, fixture_image, NULL);
     fixture_layer(&f);
-    run(&f,
+    fixture_ok(
+        &f,
         "stat -c %y /root /data /data/sub >/tmp/times; touch -d @5 /data/sub; touch /var/lib/x");
     free(fixture_diff(&f)); /* the layer ends */
     BEGIN(&f, "/root/new/token", "/data/sub/b", "/data/sub/a", "/data/c");
-    run(&f, "true");
+    fixture_ok(&f, "true");
     diff_is(&f, "");
     fixture_layer(&f);
-    run(&f, "test \"$(stat -c %Y /data/sub)\" = 5; stat -c %y /root /data >/tmp/now; "
-            "head -n 2 /tmp/times >/tmp/then 2>/dev/null || sed -n 1,2p /tmp/times >/tmp/then; "
-            "test \"$(cat /tmp/now)\" = \"$(cat /tmp/then)\"");
+    fixture_ok(&f,
+               "test \"$(stat -c %Y /data/sub)\" = 5; stat -c %y /root /data >/tmp/now; "
+               "head -n 2 /tmp/times >/tmp/then 2>/dev/null || sed -n 1,2p /tmp/times >/tmp/then; "
+               "test \"$(cat /tmp/now)\" = \"$(cat /tmp/then)\"");
     fixture_stop(&f);
 }
 
@@ -124,9 +101,9 @@ static void test_what_commands_make_there_is_kept(void **state)
     (void)state;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct agent_fixture f;
-    start(&f, NULL);
+    fixture_begin(&f, fixture_image, NULL);
     assert_ok(begin(&f, everywhere, &err), &err);
-    run(&f, "set -e; echo mine >/root/.config/deep/mine; echo x >/data/sub/x");
+    fixture_ok(&f, "set -e; echo mine >/root/.config/deep/mine; echo x >/data/sub/x");
     diff_is(&f, "dir 0755 0:0 data/sub\nfile 0644 0:0 data/sub/x 'x'\n"
                 "dir 0755 0:0 root\ndir 0755 0:0 root/.config\n"
                 "dir 0755 0:0 root/.config/deep\nfile 0644 0:0 root/.config/deep/mine 'mine'\n");
@@ -138,15 +115,15 @@ static void test_tries_have_them_each(void **state)
     (void)state;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct agent_fixture f;
-    start(&f, NULL);
+    fixture_begin(&f, fixture_image, NULL);
     assert_ok(begin(&f, everywhere, &err), &err);
-    run(&f, "set -e; " READ_ALL);
+    fixture_ok(&f, "set -e; " READ_ALL);
     for (int i = 0; i < 3; i++) {
         assert_ok(session_try(f.s, &err), &err);
-        run(&f, "set -e; " READ_ALL "; echo $$ >/data/sub/tried");
+        fixture_ok(&f, "set -e; " READ_ALL "; echo $$ >/data/sub/tried");
     }
     assert_ok(session_try_keep(f.s, &err), &err);
-    run(&f, "set -e; " READ_ALL "; echo done >/data/sub/tried");
+    fixture_ok(&f, "set -e; " READ_ALL "; echo done >/data/sub/tried");
     diff_is(&f, "dir 0755 0:0 data/sub\n"
                 "file 0644 0:0 data/sub/tried 'done'\n");
     fixture_stop(&f);
@@ -166,7 +143,7 @@ static void test_a_disk_that_is_kept_has_none(void **state)
     (void)state;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct agent_fixture f;
-    start(&f, NULL);
+    fixture_begin(&f, fixture_image, NULL);
     assert_ok(begin(&f, everywhere, &err), &err);
     assert_int_equal(fixture_run(&f, "echo x >/data/left; exit 3").exit_code, 3);
     assert_true(exists(&f, "root/.config/deep/er/token"));
@@ -182,7 +159,7 @@ static void test_they_are_the_users_who_runs(void **state)
 {
     (void)state;
     struct agent_fixture f;
-    start(&f, "maker");
+    fixture_begin(&f, fixture_image, "maker");
     BEGIN(&f, "/home/maker/.config/token");
     run_as(&f, "app", "! cat /home/maker/.config/token 2>/dev/null; test $(id -u) = 1234");
     run_as(&f, "maker", "test \"$(cat ~/.config/token)\" = 'the secret'; echo x >~/.config/own");
@@ -198,10 +175,10 @@ static void test_a_command_leaves_no_core(void **state)
 {
     (void)state;
     struct agent_fixture f;
-    start(&f, NULL);
+    fixture_begin(&f, fixture_image, NULL);
     BEGIN(&f, "/run/token");
-    run(&f, "set -e; ! ulimit -c unlimited 2>/dev/null; test $(ulimit -Hc) -le 1; cd /data; "
-            "(kill -SEGV $BASHPID) || true; ls /data/core* 2>/dev/null && exit 1; true");
+    fixture_ok(&f, "set -e; ! ulimit -c unlimited 2>/dev/null; test $(ulimit -Hc) -le 1; cd /data; "
+                   "(kill -SEGV $BASHPID) || true; ls /data/core* 2>/dev/null && exit 1; true");
     diff_is(&f, "");
     fixture_stop(&f);
 }
@@ -225,10 +202,10 @@ static void test_places_that_cannot_be(void **state)
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         CB_AUTO_ERROR err = CB_ERROR_INIT;
         struct agent_fixture f;
-        start(&f, NULL);
+        fixture_begin(&f, fixture_image, NULL);
         fixture_layer(&f);
-        run(&f, "ln -s loop /loop; ln -s /nowhere /dangling; ln -s /data/sub /to; "
-                "ln -s ../../../../data/sub /up");
+        fixture_ok(&f, "ln -s loop /loop; ln -s /nowhere /dangling; ln -s /data/sub /to; "
+                       "ln -s ../../../../data/sub /up");
         free(fixture_diff(&f)); /* the layer ends */
         int rc = begin(&f, (const char *const[]){cases[i].path, NULL}, &err);
         assert_true(rc == -CB_E_COMMAND || rc == -CB_E_BUG);
@@ -236,13 +213,15 @@ static void test_places_that_cannot_be(void **state)
         fixture_stop(&f);
     }
     struct agent_fixture f;
-    start(&f, NULL);
+    fixture_begin(&f, fixture_image, NULL);
     fixture_layer(&f);
-    run(&f,
+    fixture_ok(
+        &f,
         "ln -s /data/sub /to; ln -s ../../../../data/sub /up; mkdir -p /var; ln -s /run /var/r");
     free(fixture_diff(&f)); /* the layer ends */
     BEGIN(&f, "/to/a", "/up/b", "/var/r/c");
-    run(&f,
+    fixture_ok(
+        &f,
         "set -e; test \"$(cat /data/sub/a)\" = 'the secret'; test -s /data/sub/b; test -s /run/c");
     diff_is(&f, "");
     fixture_stop(&f);
@@ -255,36 +234,15 @@ static void test_kernel_files_are_no_place(void **state)
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct step_result r;
     struct agent_fixture f;
-    start(&f, NULL);
+    fixture_begin(&f, fixture_image, NULL);
     BEGIN(&f, "/proc/token");
     const struct guest_step st = {.step = 1, .script = "true"};
     assert_fails(session_step(f.s, &st, &r, &err), &err, CB_E_SYS, "secret file /proc/token");
     fixture_stop(&f);
 }
 
-static int make_work(void **state)
-{
-    (void)state;
-    if (check_dir_setup((void **)&work) < 0)
-        return -1;
-    image = cb_xasprintf("%s/image", work);
-    fixture_make_image(image);
-    return 0;
-}
-
-static int remove_work(void **state)
-{
-    (void)state;
-    free(image);
-    return check_dir_teardown((void **)&work);
-}
-
 int main(void)
 {
-    if (geteuid() != 0) {
-        (void)fprintf(stderr, "needs root: namespaces and overlay mounts\n");
-        return 77;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_files_are_seen_and_not_kept),
         cmocka_unit_test(test_times_of_folders_are_as_they_were),
@@ -296,5 +254,5 @@ int main(void)
         cmocka_unit_test(test_places_that_cannot_be),
         cmocka_unit_test(test_kernel_files_are_no_place),
     };
-    return cmocka_run_group_tests_name("secret files", tests, make_work, remove_work);
+    return fixture_run_tests("secret files", tests);
 }

@@ -7,17 +7,6 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-static char *work, *image;
-
-static char *new_dir(const char *name)
-{
-    CB_AUTO_ERROR err = CB_ERROR_INIT;
-    static int n;
-    char *dir = cb_xasprintf("%s/%s-%d", work, name, n++);
-    assert_ok(cb_mkdir_p(dir, 0755, &err), &err);
-    return dir;
-}
-
 static void setup_guest(struct agent_fixture *f, const char *user, const char *workdir,
                         const char *runner)
 {
@@ -44,9 +33,9 @@ static void expect_out(struct agent_fixture *f, const char *script, const char *
 
 static void run_commands(enum agent_kind kind)
 {
-    CB_AUTO_FREE char *dir = new_dir("commands");
+    CB_AUTO_FREE char *dir = fixture_dir();
     struct agent_fixture f;
-    fixture_start(&f, dir, image, kind);
+    fixture_start(&f, dir, fixture_image, kind);
     setup_guest(&f, "app", "/work/here", NULL);
     fixture_layer(&f);
 
@@ -105,9 +94,9 @@ static void test_commands_run_static(void **state)
 static void test_output_is_whole_however_much(void **state)
 {
     (void)state;
-    CB_AUTO_FREE char *dir = new_dir("output");
+    CB_AUTO_FREE char *dir = fixture_dir();
     struct agent_fixture f;
-    fixture_start(&f, dir, image, AGENT_NATIVE);
+    fixture_start(&f, dir, fixture_image, AGENT_NATIVE);
     setup_guest(&f, "", "/", NULL);
     fixture_layer(&f);
     struct step_result r = fixture_run(
@@ -126,10 +115,10 @@ static void test_step_out_of_time_is_ended(void **state)
 {
     (void)state;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
-    CB_AUTO_FREE char *dir = new_dir("timeout");
+    CB_AUTO_FREE char *dir = fixture_dir();
     struct agent_fixture f;
     struct step_result r = {0};
-    fixture_start(&f, dir, image, AGENT_NATIVE);
+    fixture_start(&f, dir, fixture_image, AGENT_NATIVE);
     setup_guest(&f, "", "/", NULL);
     fixture_layer(&f);
     const struct guest_step st = {
@@ -147,9 +136,9 @@ static void test_step_out_of_time_is_ended(void **state)
 static void test_daemon_lives_until_its_layer_ends(void **state)
 {
     (void)state;
-    CB_AUTO_FREE char *dir = new_dir("daemon");
+    CB_AUTO_FREE char *dir = fixture_dir();
     struct agent_fixture f;
-    fixture_start(&f, dir, image, AGENT_NATIVE);
+    fixture_start(&f, dir, fixture_image, AGENT_NATIVE);
     setup_guest(&f, "", "/", NULL);
     fixture_layer(&f);
     expect_out(&f,
@@ -169,10 +158,10 @@ static void test_what_cannot_run_is_said(void **state)
 {
     (void)state;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
-    CB_AUTO_FREE char *dir = new_dir("cannot");
+    CB_AUTO_FREE char *dir = fixture_dir();
     struct agent_fixture f;
     struct step_result r = {0};
-    fixture_start(&f, dir, image, AGENT_NATIVE);
+    fixture_start(&f, dir, fixture_image, AGENT_NATIVE);
     setup_guest(&f, "", "/", NULL);
 
     const struct guest_step early = {.step = 1, .script = "true"};
@@ -202,10 +191,10 @@ static void test_layer_and_step_say_how(void **state)
 {
     (void)state;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
-    CB_AUTO_FREE char *dir = new_dir("how");
+    CB_AUTO_FREE char *dir = fixture_dir();
     struct agent_fixture f;
     struct step_result r = {0};
-    fixture_start(&f, dir, image, AGENT_NATIVE);
+    fixture_start(&f, dir, fixture_image, AGENT_NATIVE);
     setup_guest(&f, "app", "/", NULL);
     struct config_pair layer_env[] = {{(char[]){"A"}, (char[]){"layer"}},
                                       {(char[]){"B"}, (char[]){"layer"}},
@@ -229,43 +218,17 @@ static void test_layer_and_step_say_how(void **state)
 static void test_agent_ends_with_its_host(void **state)
 {
     (void)state;
-    CB_AUTO_FREE char *dir = new_dir("gone");
+    CB_AUTO_FREE char *dir = fixture_dir();
     struct agent_fixture f;
-    fixture_start(&f, dir, image, AGENT_STATIC);
+    fixture_start(&f, dir, fixture_image, AGENT_STATIC);
     setup_guest(&f, "", "/", NULL);
     fixture_layer(&f);
     expect_out(&f, "sleep 1000 & true", "");
     fixture_stop(&f); /* closes the stream and waits for the agent: it does not hang */
 }
 
-static int make_work(void **state)
-{
-    (void)state;
-    const char *base = getenv("TMPDIR");
-    work = cb_xasprintf("%s/cb-session-XXXXXX", base ? base : "/tmp");
-    if (!mkdtemp(work))
-        return -1;
-    image = cb_xasprintf("%s/image", work);
-    fixture_make_image(image);
-    return 0;
-}
-
-static int remove_work(void **state)
-{
-    (void)state;
-    CB_AUTO_ERROR err = CB_ERROR_INIT;
-    int rc = cb_remove_tree(work, &err);
-    free(work);
-    free(image);
-    return rc;
-}
-
 int main(void)
 {
-    if (geteuid() != 0) {
-        (void)fprintf(stderr, "needs root: namespaces and overlay mounts\n");
-        return 77;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_commands_run_native),
         cmocka_unit_test(test_commands_run_static),
@@ -276,5 +239,5 @@ int main(void)
         cmocka_unit_test(test_layer_and_step_say_how),
         cmocka_unit_test(test_agent_ends_with_its_host),
     };
-    return cmocka_run_group_tests_name("session", tests, make_work, remove_work);
+    return fixture_run_tests("session", tests);
 }

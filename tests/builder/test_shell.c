@@ -4,15 +4,13 @@
 
 #include <fcntl.h>
 
-static char *work, *image;
-
 static void start_on(struct agent_fixture *f, const char *dir, const struct guest_setup *more)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     CB_AUTO_STRV env = {0};
     struct guest_setup g = *more;
     assert_ok(cb_mkdir_p(dir, 0755, &err), &err);
-    fixture_start(f, dir, image, AGENT_NATIVE);
+    fixture_start(f, dir, fixture_image, AGENT_NATIVE);
     g.hostname = "capsule";
     g.image_env = &env;
     g.image_user = "";
@@ -22,31 +20,18 @@ static void start_on(struct agent_fixture *f, const char *dir, const struct gues
     fixture_layer(f);
 }
 
-static char *new_dir(void)
-{
-    static int n;
-    return cb_xasprintf("%s/case-%d", work, n++);
-}
-
 static void start(struct agent_fixture *f)
 {
     const struct guest_setup g = {0};
-    CB_AUTO_FREE char *dir = new_dir();
+    CB_AUTO_FREE char *dir = fixture_dir();
     start_on(f, dir, &g);
-}
-
-static void run(struct agent_fixture *f, const char *script)
-{
-    struct step_result r = fixture_run(f, script);
-    if (r.exit_code != 0)
-        fail_msg("%s: exit %d: %s", script, r.exit_code, f->err.data ? f->err.data : "");
 }
 
 /* A file that can be read from its start, with @text in it. */
 static int file_of(const char *text)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
-    CB_AUTO_FREE char *path = cb_xasprintf("%s/input", work);
+    CB_AUTO_FREE char *path = cb_xasprintf("%s/input", fixture_work);
     assert_ok(cb_write_file(path, text, strlen(text), 0600, &err), &err);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     assert_true(fd >= 0);
@@ -81,7 +66,7 @@ static void test_it_reads_what_is_given_to_its_end(void **state)
     assert_int_equal(r.exit_code, 3);
     assert_string_equal(f.out.data, "one\ntwo");
     assert_string_equal(f.err.data, "over\n");
-    run(&f, "cat"); /* steps after it have none, as always */
+    fixture_ok(&f, "cat"); /* steps after it have none, as always */
     fixture_stop(&f);
 }
 
@@ -109,7 +94,7 @@ static void test_one_that_reads_nothing_ends_all_the_same(void **state)
     start(&f);
     assert_int_equal(shell_text(&f, "exec <&-; sleep 0.1; exit 4", text).exit_code, 4);
     assert_int_equal(shell_text(&f, "sleep 0.1; exit 5", text).exit_code, 5);
-    run(&f, "true");
+    fixture_ok(&f, "true");
     fixture_stop(&f);
 }
 
@@ -163,18 +148,18 @@ static void end_keeping(struct agent_fixture *f)
 static char *outcome(const char *one, const char *two, const char *three, bool interrupted)
 {
     struct agent_fixture f;
-    CB_AUTO_FREE char *dir = new_dir();
+    CB_AUTO_FREE char *dir = fixture_dir();
     const struct guest_setup fresh = {0}, used = {.scratch_used = true, .stack_layers = 1};
     start_on(&f, dir, &fresh);
-    run(&f, one);
+    fixture_ok(&f, one);
     free(fixture_diff(&f));
     fixture_layer(&f);
-    run(&f, two);
+    fixture_ok(&f, two);
     if (interrupted) {
         end_keeping(&f);
         start_on(&f, dir, &used);
     }
-    run(&f, three);
+    fixture_ok(&f, three);
     char *diff = fixture_diff(&f);
     fixture_stop(&f);
     return diff;
@@ -203,17 +188,17 @@ static void test_the_last_attempt_is_there_and_the_next_one_drops_it(void **stat
     (void)state;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct agent_fixture f;
-    CB_AUTO_FREE char *dir = new_dir();
+    CB_AUTO_FREE char *dir = fixture_dir();
     const struct guest_setup fresh = {0}, used = {.scratch_used = true};
     start_on(&f, dir, &fresh);
-    run(&f, "echo before >/data/before");
+    fixture_ok(&f, "echo before >/data/before");
     assert_ok(session_try(f.s, &err), &err);
-    run(&f, "echo half >/data/half");
+    fixture_ok(&f, "echo half >/data/half");
     end_keeping(&f);
     start_on(&f, dir, &used);
-    run(&f, "test -e /data/half && test -e /data/before");
+    fixture_ok(&f, "test -e /data/half && test -e /data/before");
     assert_ok(session_try(f.s, &err), &err);
-    run(&f, "test ! -e /data/half && test -e /data/before");
+    fixture_ok(&f, "test ! -e /data/half && test -e /data/before");
     assert_ok(session_try_keep(f.s, &err), &err);
     CB_AUTO_FREE char *diff = fixture_diff(&f);
     assert_null(strstr(diff, "half"));
@@ -226,43 +211,17 @@ static void test_a_disk_that_lacks_a_layer_is_refused(void **state)
     (void)state;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct agent_fixture f;
-    CB_AUTO_FREE char *dir = new_dir();
+    CB_AUTO_FREE char *dir = fixture_dir();
     CB_AUTO_STRV env = {0};
     struct guest_setup g = {.image_env = &env, .scratch_used = true, .stack_layers = 2};
     assert_ok(cb_mkdir_p(dir, 0755, &err), &err);
-    fixture_start(&f, dir, image, AGENT_NATIVE);
+    fixture_start(&f, dir, fixture_image, AGENT_NATIVE);
     assert_fails(session_setup(f.s, &g, &err), &err, CB_E_SYS, "scratch: u0 is missing");
     fixture_stop(&f);
 }
 
-static int make_work(void **state)
-{
-    (void)state;
-    const char *base = getenv("TMPDIR");
-    work = cb_xasprintf("%s/cb-shell-XXXXXX", base ? base : "/tmp");
-    if (!mkdtemp(work))
-        return -1;
-    image = cb_xasprintf("%s/image", work);
-    fixture_make_image(image);
-    return 0;
-}
-
-static int remove_work(void **state)
-{
-    (void)state;
-    CB_AUTO_ERROR err = CB_ERROR_INIT;
-    int rc = cb_remove_tree(work, &err);
-    free(work);
-    free(image);
-    return rc;
-}
-
 int main(void)
 {
-    if (geteuid() != 0) {
-        (void)fprintf(stderr, "needs root: namespaces and overlay mounts\n");
-        return 77;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_it_reads_what_is_given_to_its_end),
         cmocka_unit_test(test_much_input_is_not_lost),
@@ -272,5 +231,5 @@ int main(void)
         cmocka_unit_test(test_the_last_attempt_is_there_and_the_next_one_drops_it),
         cmocka_unit_test(test_a_disk_that_lacks_a_layer_is_refused),
     };
-    return cmocka_run_group_tests_name("shell", tests, make_work, remove_work);
+    return fixture_run_tests("shell", tests);
 }

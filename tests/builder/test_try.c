@@ -2,8 +2,6 @@
  * would have left without one, and nothing when they are dropped; what `start` keeps goes on. */
 #include "builder/agent_fixture.h"
 
-static char *work, *image;
-
 /* Two scripts of one layer: the second one is what may be tried again. */
 struct pair {
     const char *first, *second;
@@ -40,38 +38,10 @@ static const struct pair pairs[] = {
      "mkdir /data/t/$i; done"},
 };
 
-static void set_up(struct agent_fixture *f, const char *dir)
-{
-    CB_AUTO_ERROR err = CB_ERROR_INIT;
-    assert_ok(cb_mkdir_p(dir, 0755, &err), &err);
-    fixture_start(f, dir, image, AGENT_NATIVE);
-    CB_AUTO_STRV env = {0};
-    const struct guest_setup g = {.hostname = "capsule",
-                                  .image_env = &env,
-                                  .image_user = "",
-                                  .image_workdir = "/",
-                                  .dns = "10.0.2.3"};
-    assert_ok(session_setup(f->s, &g, &err), &err);
-}
-
 static void start_in(struct agent_fixture *f, const char *dir)
 {
-    set_up(f, dir);
+    fixture_begin_in(f, dir, fixture_image, NULL);
     fixture_layer(f);
-}
-
-static void start(struct agent_fixture *f)
-{
-    static int n;
-    CB_AUTO_FREE char *dir = cb_xasprintf("%s/case-%d", work, n++);
-    start_in(f, dir);
-}
-
-static void run(struct agent_fixture *f, const char *script)
-{
-    struct step_result r = fixture_run(f, script);
-    if (r.exit_code != 0)
-        fail_msg("%s: exit %d: %s", script, r.exit_code, f->err.data ? f->err.data : "");
 }
 
 static void try_again(struct agent_fixture *f)
@@ -93,18 +63,19 @@ static void keep(struct agent_fixture *f)
 static char *outcome(const struct pair *p, bool tries)
 {
     struct agent_fixture f;
-    start(&f);
-    run(&f, p->first);
+    fixture_begin(&f, fixture_image, NULL);
+    fixture_layer(&f);
+    fixture_ok(&f, p->first);
     if (tries) {
         try_again(&f);
-        run(&f, "rm -rf /data /opaque /etc/passwd; mkdir /data; echo half >/data/done");
+        fixture_ok(&f, "rm -rf /data /opaque /etc/passwd; mkdir /data; echo half >/data/done");
         try_again(&f); /* what the first attempt did is gone */
     }
-    run(&f, p->second);
+    fixture_ok(&f, p->second);
     if (tries)
         keep(&f);
     cb_buf_clear(&f.out);
-    run(&f, LOOK);
+    fixture_ok(&f, LOOK);
     CB_AUTO_FREE char *diff = fixture_diff(&f);
     char *text = cb_xasprintf("%s%s", f.out.data, diff);
     fixture_stop(&f);
@@ -131,7 +102,8 @@ static void test_many_tries_in_many_layers(void **state)
 {
     (void)state;
     struct agent_fixture f;
-    start(&f);
+    fixture_begin(&f, fixture_image, NULL);
+    fixture_layer(&f);
     for (int l = 0; l < 12; l++) {
         CB_AUTO_BUF want = CB_BUF_INIT(4096);
         (void)cb_buf_adds(&want, "dir 0755 0:0 data\n");
@@ -140,7 +112,7 @@ static void test_many_tries_in_many_layers(void **state)
                                                      "echo %d >/data/f-%02d-%d",
                                                      l * 4 + c, c, l, c);
             try_again(&f);
-            run(&f, script);
+            fixture_ok(&f, script);
             keep(&f);
             (void)cb_buf_addf(&want, "file 0644 0:0 data/f-%02d-%d '%d'\n", l, c, c);
         }
@@ -158,7 +130,8 @@ static void test_order_is_kept(void **state)
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct agent_fixture f;
     struct guest_diff d;
-    start(&f);
+    fixture_begin(&f, fixture_image, NULL);
+    fixture_layer(&f);
     assert_fails(session_try_keep(f.s, &err), &err, CB_E_BUG, "TRY_KEEP out of order");
     cb_error_clear(&err);
     try_again(&f);
@@ -181,16 +154,18 @@ static void test_what_was_started_goes_on(void **state)
     (void)state;
     struct agent_fixture f;
     struct step_result r = {0};
-    start(&f);
+    fixture_begin(&f, fixture_image, NULL);
+    fixture_layer(&f);
     assert_int_equal(started(&f,
                              "echo began; trap 'echo over; exit 3' TERM; echo $$ >/run/pid; "
                              "while :; do sleep 0.05; done",
                              7, &r),
                      1);
     assert_string_equal(f.out.data, "began\n");
-    run(&f, "kill -0 $(cat /run/pid)");
-    run(&f, "kill $(cat /run/pid); while kill -0 $(cat /run/pid) 2>/dev/null; do sleep 0.02; done");
-    run(&f, "true"); /* its end came before this one's */
+    fixture_ok(&f, "kill -0 $(cat /run/pid)");
+    fixture_ok(
+        &f, "kill $(cat /run/pid); while kill -0 $(cat /run/pid) 2>/dev/null; do sleep 0.02; done");
+    fixture_ok(&f, "true"); /* its end came before this one's */
     assert_non_null(f.notes.data);
     assert_non_null(strstr(f.notes.data, "which was started, ended with exit code 3"));
     assert_non_null(strstr(f.notes.data, "over"));
@@ -202,7 +177,8 @@ static void test_what_ends_at_once_did_not_start(void **state)
     (void)state;
     struct agent_fixture f;
     struct step_result r = {0};
-    start(&f);
+    fixture_begin(&f, fixture_image, NULL);
+    fixture_layer(&f);
     assert_int_equal(started(&f, "echo no >&2; exit 9", 3, &r), 0);
     assert_int_equal(r.exit_code, 9);
     assert_string_equal(f.err.data, "no\n");
@@ -220,7 +196,8 @@ static void test_a_step_has_its_own_user_and_folder(void **state)
     struct config_pair one[] = {{(char[]){"A"}, (char[]){"1"}}, {(char[]){"B"}, (char[]){"1"}}};
     struct config_pair two[] = {{(char[]){"B"}, (char[]){"2"}}};
     const struct config_pairs env = {.v = one, .n = 2}, over = {.v = two, .n = 1};
-    start(&f);
+    fixture_begin(&f, fixture_image, NULL);
+    fixture_layer(&f);
     struct guest_step g = {.step = 5,
                            .script = "echo $(id -u) $(pwd) $A $B",
                            .env = &env,
@@ -241,20 +218,20 @@ static void test_drives_hold_what_their_commands_left(void **state)
     (void)state;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct agent_fixture f;
-    CB_AUTO_FREE char *drive = cb_xasprintf("%s/case-drives/drives/0", work);
+    CB_AUTO_FREE char *drive = cb_xasprintf("%s/case-drives/drives/0", fixture_work);
     assert_ok(cb_mkdir_p(drive, 0755, &err), &err);
-    CB_AUTO_FREE char *dir = cb_xasprintf("%s/case-drives", work);
+    CB_AUTO_FREE char *dir = cb_xasprintf("%s/case-drives", fixture_work);
     start_in(&f, dir);
-    run(&f, "echo layer >/data/new; ln -s /data /link");
+    fixture_ok(&f, "echo layer >/data/new; ln -s /data /link");
     CB_AUTO_STRV paths = {0};
     cb_strv_add(&paths, "/link/deep/drive"); /* links are the layer's own */
     assert_ok(session_drives(f.s, 0, &paths, "app", &err), &err);
-    run(&f, "test $(stat -c %u:%g /data/deep/drive) = 1234:1234; cat /data/new; "
-            "echo drive >/data/deep/drive/file");
+    fixture_ok(&f, "test $(stat -c %u:%g /data/deep/drive) = 1234:1234; cat /data/new; "
+                   "echo drive >/data/deep/drive/file");
     try_again(&f); /* the layer is as it was, the drive is not */
-    run(&f, "echo more >>/data/deep/drive/file; echo half >/data/half");
+    fixture_ok(&f, "echo more >>/data/deep/drive/file; echo half >/data/half");
     try_again(&f);
-    run(&f, "test ! -e /data/half; echo whole >/data/whole; cat /data/deep/drive/file");
+    fixture_ok(&f, "test ! -e /data/half; echo whole >/data/whole; cat /data/deep/drive/file");
     assert_string_equal(f.out.data, "drive\nmore\n");
     keep(&f);
     assert_fails(session_drives(f.s, 0, &paths, NULL, &err), &err, CB_E_BUG, "DRIVES out of order");
@@ -264,7 +241,7 @@ static void test_drives_hold_what_their_commands_left(void **state)
                               "dir 0755 0:0 data/deep/drive\nfile 0644 0:0 data/new 'layer'\n"
                               "file 0644 0:0 data/whole 'whole'\nsymlink 0777 0:0 link -> /data\n");
     fixture_layer(&f);
-    run(&f, "test -z \"$(ls /data/deep/drive)\""); /* the next layer has none */
+    fixture_ok(&f, "test -z \"$(ls /data/deep/drive)\""); /* the next layer has none */
     fixture_stop(&f);
 }
 
@@ -276,7 +253,7 @@ static void test_a_layer_goes_on_from_what_it_left(void **state)
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct agent_fixture f;
     struct cb_proc_result res = {0};
-    CB_AUTO_FREE char *dir = cb_xasprintf("%s/case-again", work);
+    CB_AUTO_FREE char *dir = cb_xasprintf("%s/case-again", fixture_work);
     static const char script[] =
         "set -e; u=$1/scratch/p0; mkdir -p $u/data $u/root $u/opaque; echo new >$u/data/new\n"
         "mknod $u/data/one c 0 0; echo changed >$u/root/f\n"
@@ -288,15 +265,15 @@ static void test_a_layer_goes_on_from_what_it_left(void **state)
     assert_ok(cb_proc_run(&spec, NULL, 4096, 60000, &res, &err), &err);
     assert_ok(cb_proc_check(&res, "make the earlier result", &err), &err);
     cb_proc_result_release(&res);
-    set_up(&f, dir);
+    fixture_begin_in(&f, dir, fixture_image, NULL);
     const struct guest_layer bad = {.name = "layer", .previous = "../p0"};
     assert_fails(session_layer_begin(f.s, &bad, &err), &err, CB_E_BUG,
                  "cannot be an earlier result");
     cb_error_clear(&err);
     const struct guest_layer l = {.name = "layer", .previous = "p0"};
     assert_ok(session_layer_begin(f.s, &l, &err), &err);
-    run(&f, "cat /data/new; test ! -e /data/one; cat /data/two; test \"$(ls /opaque)\" = o; "
-            "test $(stat -c %a /data) = 755; echo more >>/data/new");
+    fixture_ok(&f, "cat /data/new; test ! -e /data/one; cat /data/two; test \"$(ls /opaque)\" = o; "
+                   "test $(stat -c %a /data) = 755; echo more >>/data/new");
     CB_AUTO_FREE char *diff = fixture_diff(&f);
     assert_string_equal(diff, "file 0644 0:0 data/new 'new\nmore'\n"
                               "file 0000 0:0 data/.wh.one ''\ndir 0755 0:0 opaque\n"
@@ -310,9 +287,9 @@ static void test_a_drive_that_cannot_be_mounted_is_named(void **state)
     (void)state;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct agent_fixture f;
-    CB_AUTO_FREE char *drive = cb_xasprintf("%s/case-bad-drive/drives/0", work);
+    CB_AUTO_FREE char *drive = cb_xasprintf("%s/case-bad-drive/drives/0", fixture_work);
     assert_ok(cb_mkdir_p(drive, 0755, &err), &err);
-    CB_AUTO_FREE char *dir = cb_xasprintf("%s/case-bad-drive", work);
+    CB_AUTO_FREE char *dir = cb_xasprintf("%s/case-bad-drive", fixture_work);
     start_in(&f, dir);
     CB_AUTO_STRV paths = {0};
     cb_strv_add(&paths, "/data/one");
@@ -321,34 +298,8 @@ static void test_a_drive_that_cannot_be_mounted_is_named(void **state)
     fixture_stop(&f);
 }
 
-static int make_work(void **state)
-{
-    (void)state;
-    const char *base = getenv("TMPDIR");
-    work = cb_xasprintf("%s/cb-try-XXXXXX", base ? base : "/tmp");
-    if (!mkdtemp(work))
-        return -1;
-    image = cb_xasprintf("%s/image", work);
-    fixture_make_image(image);
-    return 0;
-}
-
-static int remove_work(void **state)
-{
-    (void)state;
-    CB_AUTO_ERROR err = CB_ERROR_INIT;
-    int rc = cb_remove_tree(work, &err);
-    free(work);
-    free(image);
-    return rc;
-}
-
 int main(void)
 {
-    if (geteuid() != 0) {
-        (void)fprintf(stderr, "needs root: namespaces and overlay mounts\n");
-        return 77;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_what_is_kept_is_what_would_have_been_there),
         cmocka_unit_test(test_many_tries_in_many_layers),
@@ -360,5 +311,5 @@ int main(void)
         cmocka_unit_test(test_drives_hold_what_their_commands_left),
         cmocka_unit_test(test_a_drive_that_cannot_be_mounted_is_named),
     };
-    return cmocka_run_group_tests_name("try", tests, make_work, remove_work);
+    return fixture_run_tests("try", tests);
 }
