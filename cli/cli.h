@@ -118,6 +118,12 @@ char *cli_work_dir(const struct settings *s, const char *name);
 /* Marks builds whose process is gone as failed, and removes what they left. Errors are only logged:
  * cleaning up must not stand in the way of new work. */
 void cli_clean_up_after_the_dead(const struct settings *s, struct queue *q);
+/* Calls @fn with the settings and the queue, after what the dead left was removed. Its exit status,
+ * or that of what could not be opened. */
+int cli_with_queue(struct cli_args *a,
+                   int (*fn)(struct cli_args *, struct settings *, struct queue *));
+/* The config that a build was of. Owned: config_free(). */
+int cli_config_of(const struct build_record *r, struct workload_config **out, struct cb_error *err);
 void cli_print_problems(const struct config_problems *p);
 
 /* render: events as a person or a program reads them. What it shows comes from stored events alone.

@@ -272,3 +272,29 @@ int cli_template_name(const struct cli_args *a, char **name, uint64_t *version)
         cb_fail(&err, CB_E_CONFIG, "%s: not NAME or NAME:VERSION", word);
     return cli_fail(&err);
 }
+
+int cli_with_queue(struct cli_args *a,
+                   int (*fn)(struct cli_args *, struct settings *, struct queue *))
+{
+    struct settings *s = NULL;
+    struct queue *q = NULL;
+    int rc = cli_settings(a, &s);
+    if (rc)
+        return rc;
+    if ((rc = cli_open_queue(s, &q)) == 0) {
+        cli_clean_up_after_the_dead(s, q);
+        rc = fn(a, s, q);
+    }
+    queue_free(q);
+    settings_free(s);
+    return rc;
+}
+
+int cli_config_of(const struct build_record *r, struct workload_config **out, struct cb_error *err)
+{
+    struct config_problems problems = {0};
+    int rc = config_parse(r->config, strlen(r->config), "build", CONFIG_JSON, CONFIG_NO_ENV, out,
+                          &problems, err);
+    config_problems_release(&problems);
+    return rc;
+}

@@ -9,25 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Opens the queue, with what the dead left removed, for @fn. */
-static int with_queue(struct cli_args *a, int (*fn)(struct cli_args *, struct queue *))
+static int show_log(struct cli_args *a, struct settings *s, struct queue *q)
 {
-    struct settings *s = NULL;
-    struct queue *q = NULL;
-    int rc = cli_settings(a, &s);
-    if (rc)
-        return rc;
-    if ((rc = cli_open_queue(s, &q)) == 0) {
-        cli_clean_up_after_the_dead(s, q);
-        rc = fn(a, q);
-    }
-    queue_free(q);
-    settings_free(s);
-    return rc;
-}
-
-static int show_log(struct cli_args *a, struct queue *q)
-{
+    (void)s;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     char id[BUILD_ID_LEN + 1];
     if (queue_find(q, a->words.n ? a->words.v[0] : NULL, id, &err) < 0)
@@ -47,7 +31,7 @@ static int show_log(struct cli_args *a, struct queue *q)
 
 int cmd_logs(struct cli_args *a)
 {
-    return with_queue(a, show_log);
+    return cli_with_queue(a, show_log);
 }
 
 static json_t *build_json(const struct build_record *b)
@@ -79,8 +63,9 @@ static void print_build(const struct build_record *b)
     putchar('\n');
 }
 
-static int list_builds(struct cli_args *a, struct queue *q)
+static int list_builds(struct cli_args *a, struct settings *s, struct queue *q)
 {
+    (void)s;
     CB_AUTO_ERROR err = CB_ERROR_INIT;
     struct build_record *v = NULL;
     size_t n = 0;
@@ -108,7 +93,7 @@ static int list_builds(struct cli_args *a, struct queue *q)
 
 int cmd_builds(struct cli_args *a)
 {
-    return with_queue(a, list_builds);
+    return cli_with_queue(a, list_builds);
 }
 
 static int with_store(struct cli_args *a, int (*fn)(struct cli_args *, struct store *))

@@ -54,7 +54,6 @@ static int options_of(const struct cli_args *a, struct queue *q, const struct bu
 static int resume(struct cli_args *a, struct settings *s, struct queue *q)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
-    struct config_problems problems = {0};
     struct build_record r = {0};
     struct build_options o = {0};
     struct workload_config *c = NULL;
@@ -63,12 +62,10 @@ static int resume(struct cli_args *a, struct settings *s, struct queue *q)
         return cli_fail(&err);
     int rc = refuse(&r, &err);
     if (rc == 0)
-        rc = config_parse(r.config, strlen(r.config), "build", CONFIG_JSON, CONFIG_NO_ENV, &c,
-                          &problems, &err);
+        rc = cli_config_of(&r, &c, &err);
     if (rc >= 0)
         rc = options_of(a, q, &r, &o, &err);
     rc = rc < 0 ? cli_fail(&err) : cli_run_build(a, s, c, q, &o);
-    config_problems_release(&problems);
     build_options_release(&o);
     config_free(c);
     build_record_release(&r);
@@ -77,16 +74,5 @@ static int resume(struct cli_args *a, struct settings *s, struct queue *q)
 
 int cmd_resume(struct cli_args *a)
 {
-    struct settings *s = NULL;
-    struct queue *q = NULL;
-    int rc = cli_settings(a, &s);
-    if (rc)
-        return rc;
-    if ((rc = cli_open_queue(s, &q)) == 0) {
-        cli_clean_up_after_the_dead(s, q);
-        rc = resume(a, s, q);
-    }
-    queue_free(q);
-    settings_free(s);
-    return rc;
+    return cli_with_queue(a, resume);
 }

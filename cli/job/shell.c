@@ -142,7 +142,6 @@ static int refuse(const struct settings *s, const struct build_record *r, struct
 static int shell(struct cli_args *a, struct settings *s, struct queue *q)
 {
     CB_AUTO_ERROR err = CB_ERROR_INIT;
-    struct config_problems problems = {0};
     struct build_record r = {0};
     struct workload_config *c = NULL;
     char id[BUILD_ID_LEN + 1];
@@ -150,10 +149,8 @@ static int shell(struct cli_args *a, struct settings *s, struct queue *q)
         return cli_fail(&err);
     int rc = refuse(s, &r, &err);
     if (rc == 0)
-        rc = config_parse(r.config, strlen(r.config), "build", CONFIG_JSON, CONFIG_NO_ENV, &c,
-                          &problems, &err);
+        rc = cli_config_of(&r, &c, &err);
     rc = rc < 0 ? cli_fail(&err) : run(c, s, id);
-    config_problems_release(&problems);
     config_free(c);
     build_record_release(&r);
     return rc;
@@ -161,16 +158,5 @@ static int shell(struct cli_args *a, struct settings *s, struct queue *q)
 
 int cmd_shell(struct cli_args *a)
 {
-    struct settings *s = NULL;
-    struct queue *q = NULL;
-    int rc = cli_settings(a, &s);
-    if (rc)
-        return rc;
-    if ((rc = cli_open_queue(s, &q)) == 0) {
-        cli_clean_up_after_the_dead(s, q);
-        rc = shell(a, s, q);
-    }
-    queue_free(q);
-    settings_free(s);
-    return rc;
+    return cli_with_queue(a, shell);
 }
