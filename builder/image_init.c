@@ -117,13 +117,8 @@ const struct image_init_file *image_init_files(const char *init, size_t *n)
 static int has_program(struct ext4_image *im, const char *path, struct cb_error *err)
 {
     struct ext4_entry e;
-    CB_AUTO_ERROR miss = CB_ERROR_INIT;
-    int rc = ext4_image_lookup(im, path, true, &e, &miss);
-    if (rc == -(int)CB_E_NOTFOUND || rc == -(int)CB_E_CORRUPT) /* a circle of links, too */
-        return 0;
-    if (rc < 0)
-        return cb_error_move(err, &miss);
-    return S_ISREG(e.mode) && (e.mode & 0111);
+    int rc = ext4_image_find(im, path, &e, err);
+    return rc > 0 ? S_ISREG(e.mode) && (e.mode & 0111) : rc;
 }
 
 static int has_one_of(struct ext4_image *im, const char *const *paths, struct cb_error *err)

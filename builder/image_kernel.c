@@ -54,16 +54,9 @@ void image_kernel_release(struct image_kernel *k)
 static int find_folder(struct ext4_image *im, const char *path, char **out, struct cb_error *err)
 {
     struct ext4_entry e;
-    CB_AUTO_ERROR miss = CB_ERROR_INIT;
-    int rc = ext4_image_lookup(im, path, true, &e, &miss);
-    *out = NULL;
-    if (rc == -(int)CB_E_NOTFOUND || rc == -(int)CB_E_CORRUPT) /* a circle of links, too */
-        return 0;
-    if (rc < 0)
-        return cb_error_move(err, &miss);
-    if (S_ISDIR(e.mode))
-        *out = cb_xstrdup(e.path);
-    return 0;
+    int rc = ext4_image_find(im, path, &e, err);
+    *out = rc > 0 && S_ISDIR(e.mode) ? cb_xstrdup(e.path) : NULL;
+    return rc < 0 ? rc : 0;
 }
 
 /* What is left of @path behind folder @dir and a slash, or NULL. */

@@ -74,6 +74,10 @@ int ext4_path_cmp(const char *a, const char *b);
  * found. Borrowed until the next lookup. */
 int ext4_image_lookup(struct ext4_image *im, const char *path, bool follow, struct ext4_entry *out,
                       struct cb_error *err);
+/* The same for what need not be there, links followed: 1 when it is, 0 when not (or a circle of
+ * links leads nowhere). */
+int ext4_image_find(struct ext4_image *im, const char *path, struct ext4_entry *out,
+                    struct cb_error *err);
 
 /* The bytes of a file. */
 struct ext4_run {

@@ -396,3 +396,13 @@ int ext4_image_lookup(struct ext4_image *im, const char *path, bool follow, stru
     cb_buf_release(&l.left);
     return rc;
 }
+
+int ext4_image_find(struct ext4_image *im, const char *path, struct ext4_entry *out,
+                    struct cb_error *err)
+{
+    CB_AUTO_ERROR miss = CB_ERROR_INIT;
+    int rc = ext4_image_lookup(im, path, true, out, &miss);
+    if (rc == -(int)CB_E_NOTFOUND || rc == -(int)CB_E_CORRUPT)
+        return 0;
+    return rc < 0 ? cb_error_move(err, &miss) : 1;
+}

@@ -40,13 +40,8 @@ void image_packages_release(struct image_packages *p)
 /* 1 and the file behind @path, links followed; 0 when there is none. */
 static int look(struct finder *f, const char *path, struct ext4_entry *e, struct cb_error *err)
 {
-    CB_AUTO_ERROR miss = CB_ERROR_INIT;
-    int rc = ext4_image_lookup(f->im, path, true, e, &miss);
-    if (rc == -(int)CB_E_NOTFOUND || rc == -(int)CB_E_CORRUPT) /* a circle of links, too */
-        return 0;
-    if (rc < 0)
-        return cb_error_move(err, &miss);
-    return S_ISREG(e->mode);
+    int rc = ext4_image_find(f->im, path, e, err);
+    return rc > 0 ? S_ISREG(e->mode) : rc;
 }
 
 static int read_file(struct finder *f, const struct ext4_entry *e, struct cb_buf *out,
