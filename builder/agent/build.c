@@ -169,8 +169,12 @@ static int do_layer_begin(struct build *b, const uint8_t *p, size_t n, struct fa
 
 static int do_step(struct build *b, const struct frame_head *h, const uint8_t *p, struct fail *f)
 {
-    if (!b->in_layer || b->child.fd < 0)
+    if (!b->in_layer)
         return fail_set(f, FAIL_PROTOCOL, "STEP outside a layer");
+    if (b->child.fd < 0)
+        return fail_set(
+            f, FAIL_SYSTEM,
+            "the layer's init ended before the command: what earlier ones did ended it");
     /* The frame goes on as it is: its header lies right before its payload. */
     if (chan_send_bytes(&b->child, p - FRAME_HEAD, FRAME_HEAD + (size_t)h->length) < 0)
         return fail_set(f, FAIL_SYSTEM, "the layer's init is gone");
