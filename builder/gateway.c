@@ -36,7 +36,9 @@
 enum {
     NOBODY = 65534,
     DNS_PORT = 53,
-    FILES = 2 * CONNECTIONS_MAX + FLOWS_MAX + 64,
+    /* two a connection, one a flow, and the numbers that the process's own are moved to */
+    FILES = 2 * CONNECTIONS_MAX + FLOWS_MAX + 128,
+    FILES_LEAST = FILES - 2 * CONNECTIONS_MAX + 2 * 16,
     HIGH_FD = 64,
     BACKLOG = 4096,
     NFT_TIMEOUT_MS = 20000,
@@ -150,15 +152,21 @@ static int open_resolver(int out, uint32_t address)
 }
 
 /* It reads what strangers say: from here on it may use what it holds and open sockets, no more. */
-static void drop_privileges(int out, bool root, pid_t parent)
+static void drop_privileges(struct loop *g, bool root, pid_t parent)
 {
+    int out = g->control;
     struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct none[2] = {{0}, {0}};
     struct rlimit files = {0}, zero = {0, 0};
-    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
-        files.rlim_cur = files.rlim_max < FILES ? files.rlim_max : FILES;
-        (void)setrlimit(RLIMIT_NOFILE, &files);
-    }
+    if (getrlimit(RLIMIT_NOFILE, &files) < 0)
+        fail(out, "read the limit on open files");
+    files.rlim_cur = files.rlim_max < FILES ? files.rlim_max : FILES;
+    (void)setrlimit(RLIMIT_NOFILE, &files);
+    errno = EMFILE;
+    if (files.rlim_cur < FILES_LEAST)
+        fail(out, "have room for connections");
+    /* no more connections than there are descriptors for: accept() would fail again and again */
+    g->n_conns = (size_t)(files.rlim_cur - (FILES - 2 * CONNECTIONS_MAX)) / 2;
     if (root && (setgroups(0, NULL) < 0 || setresgid(NOBODY, NOBODY, NOBODY) < 0 ||
                  setresuid(NOBODY, NOBODY, NOBODY) < 0))
         fail(out, "become nobody");
@@ -227,7 +235,7 @@ __attribute__((noreturn)) static void gateway_main(const struct gateway_spec *sp
     if (g->ep < 0)
         fail(control, "epoll");
     keep_few(g);
-    drop_privileges(g->control, root, parent);
+    drop_privileges(g, root, parent);
     gateway_confine();
     if (send(g->control, &ready, sizeof(ready), MSG_NOSIGNAL) < 0)
         _exit(1);

@@ -106,6 +106,7 @@ struct loop {
     struct asked asked[ASKED_MAX];
     struct flow flows[FLOWS_MAX];
     uint8_t packet[PACKET_MAX], answer[PACKET_MAX];
+    size_t n_conns; /* of these, how many the limit on open files leaves */
     struct conn conns[CONNECTIONS_MAX];
 };
 

@@ -60,7 +60,7 @@ static void drop(struct conn *c)
 void tcp_sweep(struct loop *g)
 {
     bool room = false;
-    for (size_t i = 0; i < CONNECTIONS_MAX; i++) {
+    for (size_t i = 0; i < g->n_conns; i++) {
         if (g->conns[i].state == CONN_DEAD)
             g->conns[i].state = CONN_FREE;
         room = room || g->conns[i].state == CONN_FREE;
@@ -330,7 +330,7 @@ void tcp_answer(struct loop *g, size_t index, uint32_t generation, const uint8_t
 
 static struct conn *free_conn(struct loop *g)
 {
-    for (size_t i = 0; i < CONNECTIONS_MAX; i++)
+    for (size_t i = 0; i < g->n_conns; i++)
         if (g->conns[i].state == CONN_FREE)
             return &g->conns[i];
     return NULL;
@@ -462,7 +462,7 @@ void tcp_event(struct loop *g, size_t index, bool client, uint32_t events)
 
 void tcp_judge_again(struct loop *g)
 {
-    for (size_t i = 0; i < CONNECTIONS_MAX; i++) {
+    for (size_t i = 0; i < g->n_conns; i++) {
         struct conn *c = &g->conns[i];
         const char *name;
         if (c->state != CONN_OPEN && c->state != CONN_GREETING)

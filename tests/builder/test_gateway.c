@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -504,10 +505,9 @@ static void test_open_connections_are_judged_again(void **state)
 }
 
 /* More than it has room for wait their turn; nobody is let through unseen and nothing hangs. */
-static void test_many_connections(void **state)
+static void connect_many(struct fixture *f)
 {
     enum { MANY = 700 };
-    struct fixture *f = set_up(*state);
     int fds[2], p[2];
     size_t n = netns_fds(f->ns, fds);
     assert_string_equal(inside(f, (struct act){RESOLVE, "good.example", NULL, 0}), FAR);
@@ -537,6 +537,20 @@ static void test_many_connections(void **state)
     cb_close(p[0]);
     cb_close(p[1]);
     take_down(f);
+}
+
+static void test_many_connections(void **state)
+{
+    connect_many(set_up(*state));
+}
+
+/* The same where fewer files may be open than it would like: it has room for fewer. The last test,
+ * for there is no way back. */
+static void test_few_descriptors(void **state)
+{
+    struct rlimit few = {1024, 1024};
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+    connect_many(set_up(*state));
 }
 
 static void test_its_end_closes_everything(void **state)
@@ -597,6 +611,7 @@ int main(void)
         test_in_dir(test_many_connections),
         test_in_dir(test_its_end_closes_everything),
         test_in_dir(test_it_has_no_privileges),
+        test_in_dir(test_few_descriptors),
     };
     return cmocka_run_group_tests_name("gateway", tests, NULL, NULL);
 }
