@@ -205,7 +205,13 @@ static char *text_of(json_t *o, const char *name)
 /* Where a secret is sent: nobody on the way may read it. */
 static bool may_be_asked(const char *url)
 {
-    return strncmp(url, "https://", 8) == 0 || strncmp(url, "http://127.0.0.1:", 17) == 0;
+    static const char loopback[] = "http://127.0.0.1:";
+    if (strncmp(url, "https://", 8) == 0)
+        return true;
+    if (strncmp(url, loopback, strlen(loopback)) != 0)
+        return false;
+    size_t port = strspn(url + strlen(loopback), "0123456789"); /* no "...:80@elsewhere" */
+    return port && (url[strlen(loopback) + port] == '/' || url[strlen(loopback) + port] == '\0');
 }
 
 static int take_file(struct gcp *g, const char *path, json_t *o, struct cb_error *err)
@@ -378,10 +384,17 @@ static int take_config(struct gcp *g, const struct workload_config *c, char **fi
     CB_AUTO_BUF all = CB_BUF_INIT(SCOPES_MAX);
     json_array_foreach(scopes, i, v)(void)
         cb_buf_addf(&all, "%s%s", i ? "," : "", json_string_value(v) ? json_string_value(v) : "?");
-    set_scopes(g, whole_scopes(all.len ? all.data : SCOPE_DEFAULT));
+    /* what cannot be read asks for nothing, least of all for the widest one */
+    if (scopes && (!json_is_array(scopes) || !all.len || all.over))
+        return cb_fail(err, CB_E_CONFIG,
+                       "config.auth.providers.gcp.scopes: expected a list of scopes");
+    set_scopes(g, whole_scopes(scopes ? all.data : SCOPE_DEFAULT));
     if (!g->scopes)
         return cb_fail(err, CB_E_CONFIG, "config.auth.providers.gcp.scopes: %s are no scopes",
                        all.data);
+    json_t *ref = json_object_get(gcp, "key_file_ref");
+    if (ref && !json_is_string(ref))
+        return cb_fail(err, CB_E_CONFIG, "config.auth.providers.gcp.key_file_ref: expected a path");
     *file = text_of(gcp, "key_file_ref");
     if (*file && **file != '/')
         return cb_fail(err, CB_E_CONFIG,

@@ -141,10 +141,15 @@ class GcpContainer(Gcp, E2E):
         nobody = {"GCE_METADATA_HOST": "127.0.0.1:1", "GOOGLE_APPLICATION_CREDENTIALS": ""}
         fails("nobody", 3, r"gcp-auth: no credential of Google Cloud: no key file is named, and this machine is none of", nobody)
         fails("lost", 2, r"gcp-auth: .*/no/such", None, {"key_file_ref": "/no/such"})
+        fails("scopes", 2, r"scopes: expected a list of scopes", None, {"key_file_ref": str(self.key), "scopes": "devstorage.read_only"})
+        fails("no-scopes", 2, r"scopes: expected a list of scopes", None, {"key_file_ref": str(self.key), "scopes": []})
+        fails("no-path", 2, r"key_file_ref: expected a path", None, {"key_file_ref": 7})
         fails("relative", 2, r"key_file_ref: key.json is no absolute path", None, {"key_file_ref": "key.json"})
         bad = self.google.folder / "bad.json"
         bad.write_text(json.dumps(dict(json.loads(self.key.read_text()), private_key="-----BEGIN PRIVATE KEY-----\n")))
         fails("bad", 2, r"its private key is no RSA key", None, {"key_file_ref": str(bad)})
+        bad.write_text(json.dumps(dict(json.loads(self.key.read_text()), token_uri="http://127.0.0.1:80@other.example/token")))
+        fails("elsewhere", 2, r"its token_uri is not one with https", None, {"key_file_ref": str(bad)})
         bad.write_text(json.dumps({"type": "external_account"}))
         fails("external", 2, r"of type external_account; service_account and authorized_user work", None,
               {"key_file_ref": str(bad)})
