@@ -454,7 +454,7 @@ static int run_layer(struct talk *t, struct build_layer *l, const struct kept_st
         build_state_command(&t->state, &l->declared->init_commands.v[i]);
         emit_step_cached(&t->b->em, PHASE_RECIPE, l->declared->name, title);
     }
-    if (from)
+    if (kept) /* the failed command runs on what it left, the first one too */
         egress_remember(t->b->egress, &kept->hosts, kept->watched);
     int rc = run_gcp(t, err);
     if (rc < 0)

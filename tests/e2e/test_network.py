@@ -208,20 +208,25 @@ class NetworkContainer(Network, E2E):
         self.assertEqual(got.commands_run(), [])
 
     def test_what_was_contacted_before_a_failure_is_recorded(self):
+        asks = f"timeout 60 bash -c 'exec 3<>/dev/tcp/{mirror_host()}/80'"
+        self.contacted_before_a_failure("again", lambda waits: [asks, waits])
+        # the first command: it runs on what it left, so whom it asked counts
+        self.contacted_before_a_failure("first", lambda waits: ["set -e; [ -e /asked ] || { " + asks + "; touch /asked; }; " + waits])
+
+    def contacted_before_a_failure(self, name, steps):
         mirror, here = mirror_host(), own_address()
         with socket.socket() as s:
             s.bind((here, 0))  # and does not listen yet
             port = s.getsockname()[1]
-            steps = [f"timeout 60 bash -c 'exec 3<>/dev/tcp/{mirror}/80'", f"bash -c 'exec 3<>/dev/tcp/{here}/{port}; read -u 3 x'"]
-            config = self.home.config("again", [("asks", steps)])
+            config = self.home.config(name, [("asks", steps(f"bash -c 'exec 3<>/dev/tcp/{here}/{port}; read -u 3 x'"))])
             got = self.home.build(config, "--isolation", "container", "--no-boot-check")
             self.assertEqual(got.rc, 1, str(got))
             s.listen()
             answer = threading.Thread(target=lambda: s.accept()[0].sendall(b"hello\n"))
             answer.start()
-            got = self.ok(self.home.run("resume", "--no-boot-check", "again"))
+            got = self.ok(self.home.run("resume", "--no-boot-check", name))
             answer.join()
-        made = json.loads(self.home.run("show", "again", "--provenance").out)["predicate"]["buildDefinition"]
+        made = json.loads(self.home.run("show", name, "--provenance").out)["predicate"]["buildDefinition"]
         self.assertEqual(made["internalParameters"]["layers"][0]["hosts"], sorted([f"{mirror}:80/tcp", f"{here}:{port}/tcp"]))
 
     def test_kill_9_of_the_gateway(self):
