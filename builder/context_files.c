@@ -403,6 +403,8 @@ static int expand(const struct context_folder *c, const char *prefix, const char
     (void)snprintf(at.path, sizeof(at.path), "%s", prefix);
     if (dir >= 0)
         rc = list(&at, dir, &names, err);
+    else if (errno != ENOENT && errno != ENOTDIR && errno != ELOOP)
+        rc = fail_sys_at(&at, errno, err); /* else it is no folder, and fits nothing */
     for (size_t i = 0; rc >= 0 && i < names.n; i++) {
         if (!pattern_match(pat, names.v[i]))
             continue;

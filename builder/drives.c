@@ -299,6 +299,8 @@ int drives_keep_in(struct drive_disks *d, const struct drive_image *v, size_t n,
             is = v[i].image;
         else
             rc = digest_file(d->v[i].path, &is, err);
+        if (rc < 0)
+            break;
         cb_digest_hex(&is, hex);
         d->v[i].overlay =
             cb_xasprintf("%s/%s-%.16s.qcow2", absolute, i < n ? v[i].label : WORKSPACE_LABEL, hex);

@@ -21,7 +21,7 @@ static json_t *mask_json(struct mask *m, json_t *v)
         char *masked = mask_text(m, json_string_value(v));
         json_t *text = masked ? json_string(masked) : json_incref(v);
         free(masked);
-        return text;
+        return text ? text : json_string("***"); /* a value ended within a character */
     }
     json_object_foreach_safe(v, next, key, of)(void) json_object_set_new(v, key, mask_json(m, of));
     json_array_foreach(v, i, of)(void) json_array_set_new(v, i, mask_json(m, of));

@@ -27,6 +27,8 @@ static uint64_t bytes_of(int at, const char *name)
     int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     CB_AUTO_DIR d = fd < 0 ? NULL : fdopendir(fd);
     const struct dirent *e;
+    if (!d)
+        cb_close(fd);
     while (d && (e = readdir(d))) {
         struct stat st;
         if (fstatat(fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode) &&

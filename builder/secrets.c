@@ -221,7 +221,8 @@ static int count(struct loading *l, const char *what, const struct cb_buf *value
 static int set_variable(struct layer_secrets *to, const char *name, struct cb_buf *value,
                         struct cb_error *err)
 {
-    while (value->len && strchr("\r\n", value->data[value->len - 1])) /* as a shell's $(cat) */
+    while (value->len && (value->data[value->len - 1] == '\n' ||
+                          value->data[value->len - 1] == '\r')) /* as a shell's $(cat) */
         value->data[--value->len] = '\0';
     if (value->len && memchr(value->data, '\0', value->len)) {
         cb_fail(err, CB_E_CONFIG, "it holds a NUL, which no variable can");

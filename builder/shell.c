@@ -60,6 +60,8 @@ static int load(const struct workload_config *c, const char *home, const char *i
     int rc = kept_load(home, id, k, err);
     if (rc == 0 && (k->layer >= c->n_layers || k->command >= c->layers[k->layer].init_commands.n))
         rc = cb_fail(err, CB_E_CORRUPT, "the state of build %s is of another config", id);
+    if (rc < 0)
+        kept_state_release(k);
     return rc;
 }
 

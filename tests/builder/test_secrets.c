@@ -154,6 +154,8 @@ static void test_what_cannot_be_had_is_named(void **state)
          "/dev/zero is not a file"},
         {"{id: a, env: A}", "secrets: [{name: a, path: '/${T_DIR}/nul'}]", CB_E_CONFIG,
          "it holds a NUL"},
+        {"{id: a, env: A}", "secrets: [{name: a, path: '/${T_DIR}/nul-at-its-end'}]", CB_E_CONFIG,
+         "it holds a NUL"},
         {"{id: a, env: A}", "secrets: [{name: a, path: '/${T_DIR}/large'}]", CB_E_LIMIT,
          "secret a: "},
         {"{id: a, env: T_LARGE}", "", CB_E_LIMIT, "secret a: the variable T_LARGE holds more"},
@@ -175,6 +177,7 @@ static void test_what_cannot_be_had_is_named(void **state)
     setenv("T_LARGE", large, 1);
     assert_int_equal(chdir(dir), 0);
     write_text("nul", "a\0bcd", 5);
+    write_text("nul-at-its-end", "abcd\0", 5);
     write_text("large", large, SECRET_MAX + 1);
     write_text("most", large, SECRET_MAX - 100);
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
