@@ -137,9 +137,8 @@ static int start_step(struct init *in, struct job *job, struct watch *watch,
     struct ident who;
     if (ident_load(pick_user(in, s->root, s->user), &who, f) < 0 ||
         authorities_renew(&in->setup->authorities, in->authorities, f) < 0 ||
+        (s->tokens && metadata_open(&in->metadata, f) < 0) ||
         watch_begin(watch, &in->groups, s, f) < 0)
-        return -1;
-    if (s->tokens && metadata_open(&in->metadata, f) < 0)
         return -1;
     say_no_limits(in, s);
     merge_env(&env, &in->setup->env);
