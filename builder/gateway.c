@@ -199,8 +199,9 @@ static void keep_few(struct loop *g)
     int control = g->control;
     for (size_t i = 0; i < sizeof(kept) / sizeof(kept[0]); i++)
         *kept[i] = lift(control, tmp[i], &next);
-    (void)syscall(SYS_close_range, 0, HIGH_FD - 1, 0);
-    (void)syscall(SYS_close_range, next, ~0u, 0);
+    if (syscall(SYS_close_range, 0, HIGH_FD - 1, 0) < 0 ||
+        syscall(SYS_close_range, next, ~0u, 0) < 0)
+        fail(control, "close what is not its own");
 }
 
 __attribute__((noreturn)) static void gateway_main(const struct gateway_spec *spec,

@@ -69,7 +69,7 @@ struct conn {
 /* ---- UDP ---- */
 
 struct flow {
-    bool used, reported;
+    bool used;
     int fd;
     uint32_t inside, address; /* host byte order */
     uint16_t inside_port, port;

@@ -115,6 +115,16 @@ static bool flush(struct stream *s, int fd, uint64_t *left, bool *moved)
     return true;
 }
 
+/* Nothing is waited for by taking the socket out: epoll reports its hang-up whatever is asked. */
+static void watch_one(struct loop *g, int fd, uint32_t *have, uint32_t want, enum io_kind kind,
+                      size_t index)
+{
+    int op = !want ? EPOLL_CTL_DEL : *have ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
+    if (fd >= 0 && want != *have)
+        loop_watch(g, op, fd, want, kind, index);
+    *have = want;
+}
+
 static void watch_both(struct loop *g, struct conn *c)
 {
     size_t index = (size_t)(c - g->conns);
@@ -123,12 +133,8 @@ static void watch_both(struct loop *g, struct conn *c)
         (c->up.eof || c->up.len == BUFFER ? 0u : EPOLLIN) | (c->down.len ? (uint32_t)EPOLLOUT : 0u);
     uint32_t server = (c->connecting || up ? (uint32_t)EPOLLOUT : 0u) |
                       (c->down.eof || c->down.len == BUFFER ? 0u : EPOLLIN);
-    if (c->client >= 0 && client != c->client_events)
-        loop_watch(g, EPOLL_CTL_MOD, c->client, client, IO_CLIENT, index);
-    c->client_events = client;
-    if (c->server >= 0 && server != c->server_events)
-        loop_watch(g, EPOLL_CTL_MOD, c->server, server, IO_SERVER, index);
-    c->server_events = server;
+    watch_one(g, c->client, &c->client_events, client, IO_CLIENT, index);
+    watch_one(g, c->server, &c->server_events, server, IO_SERVER, index);
 }
 
 /* ---- what the client says first ---- */
@@ -245,8 +251,10 @@ static void relay(struct loop *g, struct conn *c)
     for (int i = 0; i < ROUNDS && moved && c->state != CONN_DEAD; i++) {
         moved = false;
         bool ok = fill(&c->up, c->client, &moved);
-        if (ok && c->state == CONN_OPEN && !c->left && !c->asked && c->up.len)
-            c->state = CONN_GREETING; /* the next request on this connection */
+        if (ok && c->state == CONN_OPEN && !c->left && !c->asked && c->up.len) {
+            c->state = CONN_GREETING; /* the next request on this connection, to any host */
+            c->reported = false;
+        }
         if (ok && c->state == CONN_GREETING && (c->up.len || c->up.eof))
             greet(g, c);
         if (c->state == CONN_DEAD)
@@ -392,6 +400,7 @@ static bool connect_elsewhere(struct loop *g, struct conn *c)
         if (!next)
             return false;
         c->address = next;
+        c->proxy = names_is_proxy(g, next, c->port);
         cb_close(cb_take_fd(&c->server));
         if (names_decide(g, NULL, &q) != GATEWAY_ALLOWED || !open_server(c))
             continue;

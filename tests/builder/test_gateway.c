@@ -438,7 +438,13 @@ static void test_what_a_proxy_is_asked_for(void **state)
     said(f, 3,
          "refused good.example 0.0.0.0 443\nrefused good.example 0.0.0.0 80\n"
          "refused proxy.example 192.0.2.10 80\nrefused other.example 0.0.0.0 80\n");
-    /* the second request of a connection is one, too */
+    /* the second request of a connection is one, too; whom it asks is recorded */
+    (void)inside(f, (struct act){TCP, FAR, ASK("CONNECT other.example:443"), 80});
+    static const char both[] = ASK("GET http://other.example/") ASK("GET http://other.example:81/");
+    (void)inside(f, (struct act){TCP, FAR, both, 80});
+    said(f, 3,
+         "contact other.example 0.0.0.0 443\ncontact other.example 0.0.0.0 80\n"
+         "contact other.example 0.0.0.0 81\n");
     (void)inside(f, (struct act){TCP, FAR, FETCH ASK("GET http://good.example/"), 80});
     said(f, 0, "contact other.example 0.0.0.0 80\nrefused good.example 0.0.0.0 80\n");
     take_down(f);
